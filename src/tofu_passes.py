@@ -1,0 +1,141 @@
+"""What TOFU's evaluation asks of a model: teacher-forced passes, greedy generation, gradient norms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from src.batching import ScoredSequence, TokenTable
+from src.scoring import scored_logits
+from src.utils import UserError
+
+TOKEN_BUDGET = 2048  # padded tokens in one micro-batch; the scored positions' logits are held in float32
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One teacher-forced answer of T tokens.
+
+    Attributes:
+        log_probs: float64 (T,), nats.
+        hits: bool (T,), whether the argmax is the answer's token.
+        standardised: float64 (T,), log_probs less their mean under the model's own distribution at that position,
+            in its standard deviations.
+    """
+
+    log_probs: np.ndarray
+    hits: np.ndarray
+    standardised: np.ndarray
+
+    @property
+    def loss(self) -> float:
+        """Mean negative log-likelihood, nats a token."""
+        return -float(self.log_probs.mean())
+
+
+def teacher_forced(
+    model: nn.Module, sequences: Sequence[ScoredSequence], token_budget: int | None = None
+) -> list[Scored]:
+    """Every sequence through the model once, in micro-batches sorted by length and padded on the right.
+
+    Raises:
+        UserError: the model gives NaN.
+    """
+    log_probs: list[list[np.ndarray]] = [[] for _ in sequences]
+    device = next(model.parameters()).device
+    model.eval()
+    with torch.no_grad():
+        for batch in TokenTable(sequences, device).micro_batches(token_budget or TOKEN_BUDGET):
+            columns = _token_columns(scored_logits(model, batch), batch.targets).cpu().double().numpy()
+            if np.isnan(columns).any():
+                raise UserError("the model gives NaN, so it cannot be evaluated; see how it was trained")
+            rows = batch.rows[batch.positions[0]].cpu().numpy()
+            for index in np.unique(rows):
+                log_probs[index] = list(columns[:, rows == index])
+    return [Scored(values[0], values[1].astype(bool), values[2]) for values in log_probs]
+
+
+def _token_columns(logits: Tensor, targets: Tensor) -> Tensor:
+    """float32 (3, P): the target's log-probability, whether it is the argmax, the former standardised."""
+    log_p = functional.log_softmax(logits.float(), dim=-1)
+    chosen = log_p.gather(1, targets[:, None])[:, 0]
+    hits = log_p.argmax(dim=1) == targets
+    weights = log_p.exp()
+    finite = log_p.masked_fill(weights == 0, 0.0)
+    mean = (weights * finite).sum(dim=1)
+    variance = (weights * finite.square()).sum(dim=1) - mean.square()
+    return torch.stack([chosen, hits.float(), (chosen - mean) / variance.clamp(min=1e-12).sqrt()])
+
+
+def generate(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 32,
+) -> list[str]:
+    """Greedy continuations of prompts given as token ids, without special tokens, stripped."""
+    model.eval()
+    generator: Any = model
+    config = _generation_config(generator, tokenizer, max_new_tokens)
+    device = next(model.parameters()).device
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    texts = [""] * len(prompts)
+    for begin in range(0, len(order), batch_size):
+        rows = order[begin : begin + batch_size]
+        width = len(prompts[rows[-1]])
+        ids = torch.full((len(rows), width), config.pad_token_id, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for row, index in enumerate(rows):
+            ids[row, width - len(prompts[index]) :] = torch.tensor(list(prompts[index]))
+            mask[row, width - len(prompts[index]) :] = 1
+        with torch.no_grad():
+            output = generator.generate(
+                input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
+            )
+        decoded = tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+        for index, text in zip(rows, decoded, strict=True):
+            texts[index] = text.strip()
+    return texts
+
+
+def _generation_config(model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
+    """Greedy, whatever the checkpoint's own configuration says about sampling."""
+    own = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    pad = tokenizer.pad_token_id
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=0 if pad is None else pad,
+    )
+
+
+def gradient_norms(model: nn.Module, sequences: Sequence[ScoredSequence]) -> list[float]:
+    """L2 norm over all parameters of each sequence's loss gradient; one backward pass each."""
+    device = next(model.parameters()).device
+    parameters = list(model.parameters())
+    wanted = [parameter.requires_grad for parameter in parameters]
+    norms = []
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        for sequence in sequences:
+            (batch,) = TokenTable([sequence], device).micro_batches(len(sequence.ids))
+            loss = functional.cross_entropy(scored_logits(model, batch).float(), batch.targets)
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            norms.append(float(torch.stack([g.float().norm() for g in gradients if g is not None]).norm()))
+    finally:
+        for parameter, flag in zip(parameters, wanted, strict=True):
+            parameter.requires_grad_(flag)
+    return norms
