@@ -1,0 +1,144 @@
+"""What a number of nats means: bounds on an attack's success, and the epsilon of DP with the same bound.
+
+NumPy only. arXiv 2605.06505 bounds I(S*; releases) by the spent nats. A guess made from the releases that is
+right with probability p, where blind guessing is right with probability `prior`, needs
+KL(Bern(p) || Bern(prior)) <= I (PAC privacy: Xiao and Devadas, arXiv 2210.03458, theorem 1).
+
+    python -m paczo.bounds                          a table for the paper's budgets
+    python -m paczo.bounds --mi 0.33 [--prior 0.5]
+    python -m paczo.bounds --eps 2 --delta 1e-5
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from typing import NoReturn
+
+PAPER_BUDGETS = (1e-4, 5e-4, 1e-3, 2e-3, 3e-3, 1e-2, 3e-2, 5e-2, 0.07, 0.11, 0.2, 0.33, 0.5, 0.68)
+
+# Above every rounding error of the divergence below: the success is found for slightly more nats.
+_ROUND_UP = 1e-13
+
+
+def posterior_success(mi_nats: float, prior: float = 0.5) -> float:
+    """Largest success probability of any guess from releases that hold mi_nats about the secret.
+
+    The root p in [prior, 1] of KL(Bern(p) || Bern(prior)) = mi_nats, rounded up, never below the true root.
+    prior is the success of the best blind guess: 1/2 for "was sample i in the secret half". 0 nats give
+    prior; -ln(prior) nats and more (inf too) give 1.0. At prior 1/2 the equation reads ln 2 - h(p) = mi_nats.
+
+    Raises ValueError for mi_nats < 0 or NaN, and for prior outside the open interval (0, 1).
+    """
+    _check_prior(prior)
+    if not mi_nats >= 0.0:
+        raise ValueError(f"mi_nats must be >= 0, got {mi_nats!r}")
+    if mi_nats == 0.0:
+        return float(prior)
+    if mi_nats >= -math.log(prior):
+        return 1.0
+    low, high = 0.0, 1.0 - prior
+    target = mi_nats * (1.0 + _ROUND_UP)
+    while low < (middle := 0.5 * (low + high)) < high:
+        if _divergence(prior, middle) < target:
+            low = middle
+        else:
+            high = middle
+    return min(1.0, math.nextafter(prior + high, 2.0))
+
+
+def mi_for_success(p: float, prior: float = 0.5) -> float:
+    """KL(Bern(p) || Bern(prior)) in nats: releases with fewer nats keep every guess below success p.
+
+    The inverse of posterior_success. 0.0 at p = prior, -ln(prior) at p = 1.
+    Raises ValueError for NaN, p outside [prior, 1] and prior outside (0, 1).
+    """
+    _check_prior(prior)
+    if not prior <= p <= 1.0:
+        raise ValueError(f"p must lie in [prior, 1] = [{prior!r}, 1], got {p!r}")
+    return -math.log(prior) if p == 1.0 else _divergence(prior, p - prior)
+
+
+def epsilon_for_success(p: float) -> float:
+    """epsilon = ln(p / (1 - p)): pure DP that allows a balanced membership attack the success p.
+
+    A translation for comparison (arXiv 2605.06505, setting), not a differential-privacy guarantee of the
+    mechanism. 0.0 at p = 1/2, inf at p = 1. Raises ValueError for NaN and p outside [1/2, 1].
+    """
+    if not 0.5 <= p <= 1.0:
+        raise ValueError(f"p must lie in [1/2, 1], got {p!r}")
+    return math.log1p((2.0 * p - 1.0) / (1.0 - p)) if p < 1.0 else math.inf
+
+
+def success_for_epsilon(eps: float, delta: float = 0.0) -> float:
+    """Largest success (e^eps + delta) / (1 + e^eps) of a balanced membership attack under (eps, delta)-DP.
+
+    Balanced: the sample was in or out with probability 1/2 each, and neighbouring data sets differ in that
+    sample. From the hypothesis-testing form of DP (Kairouz, Oh, Viswanath 2015, theorem 2.1) where both error
+    rates are equal. eps inf or delta 1 gives 1.0. Raises ValueError for NaN, eps < 0, delta outside [0, 1].
+    """
+    if not eps >= 0.0:
+        raise ValueError(f"eps must be >= 0, got {eps!r}")
+    if not 0.0 <= delta <= 1.0:
+        raise ValueError(f"delta must lie in [0, 1], got {delta!r}")
+    shrink = math.exp(-eps)
+    return (1.0 + delta * shrink) / (1.0 + shrink)
+
+
+def _check_prior(prior: float) -> None:
+    if not 0.0 < prior < 1.0:
+        raise ValueError(f"prior must lie strictly between 0 and 1, got {prior!r}")
+
+
+def _divergence(prior: float, gain: float) -> float:
+    """KL(Bern(prior + gain) || Bern(prior)) as a sum of two terms >= 0, so that small gains do not cancel."""
+    return prior * _excess(gain / prior) + (1.0 - prior) * _excess(-gain / (1.0 - prior))
+
+
+def _excess(u: float) -> float:
+    """(1 + u) ln(1 + u) - u >= 0 for u >= -1."""
+    if u <= -1.0:
+        return 1.0
+    if abs(u) < 0.03:
+        return sum((-u) ** k / (k * (k - 1)) for k in range(12, 1, -1))
+    return (1.0 + u) * math.log1p(u) - u
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
+def _line(mi_nats: float, prior: float) -> str:
+    success = posterior_success(mi_nats, prior)
+    epsilon = f"{epsilon_for_success(success):>9.4f}" if prior == 0.5 else f"{'-':>9}"
+    return f"{mi_nats:>10.4g} {prior:>7.4g} {success:>9.6f} {success - prior:>10.6f} {epsilon}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print what a budget, or an (epsilon, delta), allows; exit code 2 with one line for wrong numbers."""
+    parser = _Parser(prog="paczo.bounds", description="What a budget of nats bounds.", allow_abbrev=False)
+    parser.add_argument("--mi", type=float, help="budget in nats")
+    parser.add_argument("--prior", type=float, help="success of the best blind guess (default: 0.5)")
+    parser.add_argument("--eps", type=float, help="epsilon of differential privacy, to compare")
+    parser.add_argument("--delta", type=float, help="its delta (default: 0)")
+    args = parser.parse_args(argv)
+    if args.eps is not None and (args.mi is not None or args.prior is not None):
+        parser.error("--eps is for a balanced guess: it excludes --mi and --prior")
+    if args.delta is not None and args.eps is None:
+        parser.error("--delta needs --eps")
+    try:
+        if args.eps is not None:
+            success = success_for_epsilon(args.eps, args.delta or 0.0)
+            print(f"success bound {success:.6f}, advantage {success - 0.5:.6f} over a blind guess")
+            print(f"the same bound as a budget of {mi_for_success(success):.6g} nats")
+            return
+        prior = 0.5 if args.prior is None else args.prior
+        rows = [_line(nats, prior) for nats in (PAPER_BUDGETS if args.mi is None else (args.mi,))]
+    except ValueError as error:
+        parser.error(str(error))
+    print(f"{'nats':>10} {'prior':>7} {'success':>9} {'advantage':>10} {'epsilon':>9}")
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,331 @@
+"""The releases of PACZero (arXiv 2605.06505): PAC-MI, PAC-ZPL and the modes without privacy. NumPy only.
+
+A mechanism sees the M subset signs of one direction and lets one number out. Its object is private as a
+whole: the secret index, the posterior and the noise never leave the private side, only `Release.bit` does.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from paczo.pac_utils import calibrated_noise, check_count, check_num_subsets, subset_means
+from paczo.randomness import SecretRandom, secret_source
+
+NON_PRIVATE_MODES = ("none", "quant_full", "raw_half", "quant_half", "random_sign")
+
+_SMALLEST_SHARE_NATS = 1e-300
+_POSTERIOR_TOLERANCE = 1e-9
+
+
+class BudgetExhausted(RuntimeError):
+    """Nothing may be released any more; nothing was released and nothing changed."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """One release. Only `bit` leaves the private side; repr shows no private diagnostic, so no log line can.
+
+    bit: -1.0 or +1.0 (a real number in the modes "none" and "raw_half" of NonPrivate).
+    kind: "unanimous" | "noisy" | "coin" | "non-private"; a function of all M signs, not of the secret.
+    mi_nats: its cost in nats, inf where nothing is guaranteed. Private for PAC-MI: the posterior sets it.
+    noise_std, q_plus, noisy_sign: sigma, the posterior mass of sign +1 before the release, r = s + sigma n.
+    Private; None where they do not exist.
+    """
+
+    bit: float
+    mi_nats: float = field(repr=False)
+    kind: str
+    noise_std: float | None = field(default=None, repr=False)
+    q_plus: float | None = field(default=None, repr=False)
+    noisy_sign: float | None = field(default=None, repr=False)
+
+
+class _Counted:
+    """What the mechanisms share: their random source, the count of releases, and the record of both."""
+
+    def __init__(self, rng: np.random.Generator | SecretRandom) -> None:
+        self._source = secret_source(rng)
+        self._releases = 0
+
+    @property
+    def releases(self) -> int:
+        """Releases made so far; also the number of the next one in the random stream."""
+        return self._releases
+
+    def state(self) -> dict[str, Any]:
+        """All that an exact resume needs beside the random stream; JSON-able, floats in hex. Private."""
+        return {**self._configuration(), "releases": self._releases}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state()` of an object made with the same arguments.
+
+        Raises ValueError, changing nothing, for another configuration or a damaged record. With a
+        SecretRandom of the same key the next release is the one that would have come; a numpy Generator's
+        position is its owner's to restore.
+        """
+        self._releases = self._stored_releases(state)
+
+    def _configuration(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _stored_releases(self, state: Mapping[str, Any]) -> int:
+        if not isinstance(state, Mapping):
+            raise ValueError(f"damaged record: a mapping is needed, got {type(state).__name__}")
+        for name, value in self._configuration().items():
+            if type(state.get(name)) is not type(value) or state[name] != value:
+                raise ValueError(f"the record is not of this mechanism: {name} is missing or differs")
+        releases = state.get("releases")
+        if type(releases) is not int or releases < 0:
+            raise ValueError(f"damaged record: releases is {releases!r}")
+        return releases
+
+
+class PacMI(_Counted):
+    """PAC-MI: at most budget_nats about the secret index through all releases together.
+
+    Guarantee: for a secret uniform on 0..num_subsets-1, I(secret; all releases) <= E[spent_nats] <=
+    budget_nats, for an adversary who knows the data, all subsets and everything public (arXiv 2605.06505,
+    PAC-MI; chain rule of mutual information). spent_nats of one run is one draw of that mean: only
+    budget_nats is a bound. There is no neighbouring relation: hidden is which subset was used. The noise is
+    on signs of size 1.
+
+    A step is `directions` releases; its budget (`adaptive`: (budget - spent) / steps left, else
+    budget / steps) is fixed before the first of them and split evenly. `rng` is a SecretRandom (exact after
+    a crash) or a numpy Generator. Raises ValueError for an odd num_subsets, a secret out of range, steps or
+    directions < 1, and a budget that is not positive and finite, or below 1e-300 nats a release.
+    """
+
+    def __init__(
+        self,
+        num_subsets: int,
+        secret: int,
+        budget_nats: float,
+        steps: int,
+        rng: np.random.Generator | SecretRandom,
+        *,
+        adaptive: bool = True,
+        directions: int = 1,
+    ) -> None:
+        super().__init__(rng)
+        _check_secret(num_subsets, secret)
+        check_count("steps", steps, 1)
+        check_count("directions", directions, 1)
+        if not 0.0 < budget_nats < math.inf:
+            raise ValueError(f"budget_nats must be positive and finite, got {budget_nats!r}")
+        if budget_nats / steps / directions < _SMALLEST_SHARE_NATS:
+            raise ValueError(f"budget_nats={budget_nats!r} leaves less than 1e-300 nats for each release")
+        self._num_subsets, self._secret = int(num_subsets), int(secret)
+        self._budget_nats, self._adaptive = float(budget_nats), bool(adaptive)
+        self._steps, self._directions = int(steps), int(directions)
+        self._log_posterior = _uniform_log_posterior(self._num_subsets)
+        self._spent_nats = self._step_nats = 0.0
+
+    @property
+    def log_posterior(self) -> NDArray[np.float64]:
+        """Natural logarithm of `posterior`, (M,), a copy. Private."""
+        return self._log_posterior.copy()
+
+    @property
+    def posterior(self) -> NDArray[np.float64]:
+        """The posterior over the subsets given all real-valued noisy signs: (M,), sums to 1. Private."""
+        weights: NDArray[np.float64] = np.exp(self._log_posterior)
+        return weights / float(weights.sum())
+
+    @property
+    def spent_nats(self) -> float:
+        """Sum of the charges so far, at most budget_nats. Private: the charges follow from the posterior."""
+        return self._spent_nats
+
+    def release(self, signs: ArrayLike) -> Release:
+        """Release one sign from `signs` (M,), each -1 or +1, and move the posterior.
+
+        Free where all subsets with positive posterior mass agree, else calibrated noise. Raises ValueError
+        for other signs and BudgetExhausted after steps * directions releases; both change nothing.
+        """
+        checked = _checked_signs(signs, self._num_subsets)
+        step_nats = self._budget_for_step()
+        log_posterior = self._log_posterior
+        log_minus, log_plus = (_logsumexp(log_posterior[checked == sign]) for sign in (-1.0, 1.0))
+        q_plus = math.exp(log_plus)
+        if min(log_minus, log_plus) == -math.inf:
+            release = Release(1.0 if log_plus > log_minus else -1.0, 0.0, "unanimous", q_plus=q_plus)
+        else:
+            minority = math.exp(min(log_minus, log_plus))
+            noise_std, charge = calibrated_noise(minority, step_nats / self._directions)
+            noise = noise_std * self._source.standard_normal(self._releases)
+            noisy_sign = float(checked[self._secret]) + noise
+            bit = 1.0 if noisy_sign >= 0.0 else -1.0
+            release = Release(bit, charge, "noisy", noise_std, q_plus, noisy_sign)
+            # -(s - r)^2 / (2 sigma^2) without the terms that all subsets share.
+            log_posterior = log_posterior + checked * (noisy_sign / noise_std / noise_std)
+            log_posterior = log_posterior - _logsumexp(log_posterior)
+        self._log_posterior, self._step_nats = log_posterior, step_nats
+        self._releases += 1
+        # Each charge is 4e-7 below its share, so the exact sum is within the budget: min removes rounding.
+        self._spent_nats = min(self._spent_nats + release.mi_nats, self._budget_nats)
+        return release
+
+    def _budget_for_step(self) -> float:
+        step, direction = divmod(self._releases, self._directions)
+        if step >= self._steps:
+            raise BudgetExhausted(f"all {self._steps} steps of {self._directions} releases are made")
+        if direction:
+            return self._step_nats
+        if self._adaptive:
+            return (self._budget_nats - self._spent_nats) / (self._steps - step)
+        return self._budget_nats / self._steps
+
+    def state(self) -> dict[str, Any]:
+        return {
+            **super().state(),
+            "spent_nats": self._spent_nats.hex(),
+            "step_nats": self._step_nats.hex(),
+            "log_posterior": [value.hex() for value in self._log_posterior.tolist()],
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """As the base. Damage is also: more spent than the releases could, a posterior that is none."""
+        releases = self._stored_releases(state)
+        spent, step = _stored_float(state.get("spent_nats")), _stored_float(state.get("step_nats"))
+        share = self._budget_nats / (self._steps * self._directions)
+        most = min(self._budget_nats, releases * share * (1.0 + 1e-9))
+        if releases > self._steps * self._directions or not 0.0 <= spent <= most:
+            raise ValueError(f"damaged record: {releases} releases cannot have spent {spent!r} nats")
+        smallest_step = 0.999 * share * self._directions if releases else 0.0
+        if not smallest_step <= step <= self._budget_nats:
+            raise ValueError(f"damaged record: a step budget of {step!r} nats")
+        stored = state.get("log_posterior")
+        if not isinstance(stored, list) or len(stored) != self._num_subsets:
+            raise ValueError(f"damaged record: the posterior needs {self._num_subsets} entries")
+        log_posterior = np.array([_stored_float(value) for value in stored])
+        if abs(_logsumexp(log_posterior)) > _POSTERIOR_TOLERANCE:
+            raise ValueError("damaged record: the posterior does not sum to 1")
+        if spent == 0.0 and not np.array_equal(log_posterior, _uniform_log_posterior(self._num_subsets)):
+            raise ValueError("damaged record: the posterior moved although nothing was spent")
+        self._releases, self._spent_nats, self._step_nats = releases, spent, step
+        self._log_posterior = log_posterior
+
+    def _configuration(self) -> dict[str, Any]:
+        return {
+            "mechanism": "PAC-MI",
+            "num_subsets": self._num_subsets,
+            "secret": self._secret,
+            "budget_nats": self._budget_nats.hex(),
+            "steps": self._steps,
+            "directions": self._directions,
+            "adaptive": self._adaptive,
+        }
+
+
+class PacZPL(_Counted):
+    """PAC-ZPL: zero nats. All signs equal: that sign; else a fair coin that does not depend on the data.
+
+    Guarantee: the releases are the same function of the coins for every secret index, so
+    I(secret; releases) = 0 for the adversary of PacMI (arXiv 2605.06505, PAC-ZPL). `secret` is taken for one
+    interface only: it is checked, not kept. Unanimity is over all M subsets. Raises ValueError as PacMI does.
+    """
+
+    spent_nats = 0.0
+
+    def __init__(self, num_subsets: int, secret: int, rng: np.random.Generator | SecretRandom) -> None:
+        super().__init__(rng)
+        _check_secret(num_subsets, secret)
+        self._num_subsets = int(num_subsets)
+
+    @property
+    def posterior(self) -> NDArray[np.float64]:
+        """Uniform (M,), always."""
+        return np.full(self._num_subsets, 1.0 / self._num_subsets)
+
+    @property
+    def log_posterior(self) -> NDArray[np.float64]:
+        return _uniform_log_posterior(self._num_subsets)
+
+    def release(self, signs: ArrayLike) -> Release:
+        """Release one sign from `signs` (M,), each -1 or +1; others raise ValueError and change nothing."""
+        checked = _checked_signs(signs, self._num_subsets)
+        if np.all(checked == checked[0]):
+            release = Release(float(checked[0]), 0.0, "unanimous")
+        else:
+            release = Release(float(self._source.coin(self._releases)), 0.0, "coin")
+        self._releases += 1
+        return release
+
+    def _configuration(self) -> dict[str, Any]:
+        return {"mechanism": "PAC-ZPL", "num_subsets": self._num_subsets}
+
+
+class NonPrivate(_Counted):
+    """The modes of the paper's ablation that guarantee nothing (arXiv 2605.06505, non-private modes).
+
+    "none": mean of all derivatives; "quant_full": its sign; "raw_half": mean over the secret subset;
+    "quant_half": the sign of that; "random_sign": a fair coin, the control (it alone leaks nothing).
+    members: bool (N,), the secret subset. No accounting: spent_nats and mi_nats are inf, 0.0 for
+    "random_sign", and there is no posterior. Raises ValueError for another mode or members that are not bool.
+    """
+
+    posterior = None
+
+    def __init__(self, mode: str, members: ArrayLike, rng: np.random.Generator | SecretRandom) -> None:
+        super().__init__(rng)
+        if mode not in NON_PRIVATE_MODES:
+            raise ValueError(f"mode must be one of {', '.join(NON_PRIVATE_MODES)}, got {mode!r}")
+        self._mode, self._members = mode, np.array(members)
+        if self._members.dtype != np.bool_ or self._members.ndim != 1 or not self._members.size:
+            raise ValueError(f"members must be bool (N,), got {self._members.dtype} {self._members.shape}")
+
+    @property
+    def spent_nats(self) -> float:
+        return 0.0 if self._mode == "random_sign" else math.inf
+
+    def release(self, derivatives: ArrayLike) -> Release:
+        """Release one number from the clipped derivatives (N,); ValueError if one is not finite."""
+        full_and_half = np.stack([np.ones_like(self._members), self._members], axis=1)
+        full, half = subset_means(derivatives, full_and_half).tolist()
+        value = half if self._mode.endswith("half") else full
+        if self._mode == "random_sign":
+            value = float(self._source.coin(self._releases))
+        elif self._mode.startswith("quant"):
+            value = 1.0 if value >= 0.0 else -1.0
+        self._releases += 1
+        return Release(value, self.spent_nats, "non-private")
+
+    def _configuration(self) -> dict[str, Any]:
+        return {"mechanism": "non-private", "mode": self._mode}
+
+
+def _check_secret(num_subsets: int, secret: int) -> None:
+    check_num_subsets(num_subsets)
+    if not isinstance(secret, int | np.integer) or isinstance(secret, bool) or not 0 <= secret < num_subsets:
+        # The value is not shown: this message may reach a public log.
+        raise ValueError(f"secret must be an integer in 0..{num_subsets - 1}")
+
+
+def _checked_signs(signs: ArrayLike, num_subsets: int) -> NDArray[np.float64]:
+    values = np.asarray(signs)
+    if values.shape != (num_subsets,) or values.dtype.kind not in "if" or not np.all(np.abs(values) == 1):
+        raise ValueError(f"signs must be {num_subsets} values of -1 or +1, got {values.dtype} {values.shape}")
+    return values.astype(np.float64)
+
+
+def _uniform_log_posterior(num_subsets: int) -> NDArray[np.float64]:
+    return np.full(num_subsets, -math.log(num_subsets))
+
+
+def _logsumexp(values: NDArray[np.float64]) -> float:
+    largest = float(np.max(values, initial=-math.inf))
+    return largest + math.log(float(np.sum(np.exp(values - largest)))) if largest > -math.inf else largest
+
+
+def _stored_float(text: Any) -> float:
+    try:
+        number = float.fromhex(text)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError("damaged record: a finite number in float.hex() form is missing")
+    return number

@@ -1,0 +1,92 @@
+"""The arguments of `PACTrainer`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from paczo.mechanisms import NON_PRIVATE_MODES
+from src.utils import UserError
+from src.zo_arguments import ZOArguments
+
+PUBLIC_SETTINGS = (
+    "pac_m",
+    "pac_mi",
+    "pac_zpl",
+    "pac_clip",
+    "pac_k",
+    "pac_adaptive_mi",
+    "pac_disjoint_pairs",
+    "pac_sampling_rate",
+    "no_privacy",
+    "ablation",
+)
+
+
+@dataclass
+class PACArguments(ZOArguments):
+    """`ZOArguments` with the mechanism's settings. Choose one of `pac_mi`, `pac_zpl` and `no_privacy`."""
+
+    pac_m: int = field(default=128, metadata={"help": "Number M of candidate subsets; even."})
+    pac_mi: float | None = field(default=None, metadata={"help": "PAC-MI: budget in nats for the whole run."})
+    pac_zpl: bool = field(default=False, metadata={"help": "PAC-ZPL: release with zero mutual information."})
+    pac_clip: float = field(default=25.0, metadata={"help": "Bound c on each sample's derivative."})
+    pac_k: int = field(default=1, metadata={"help": "Number K of directions a step."})
+    pac_adaptive_mi: bool = field(
+        default=True, metadata={"help": "Share what is left of the budget among the steps that are left."}
+    )
+    pac_disjoint_pairs: bool = field(
+        default=False, metadata={"help": "Subsets are M/2 random halves and their complements."}
+    )
+    pac_sampling_rate: int | None = field(
+        default=None, metadata={"help": "Each sample is in exactly this many of the M subsets, not in M/2."}
+    )
+    pac_secret_seed: int | None = field(
+        default=None,
+        metadata={"help": "Reproducible secrets for experiments. Such a run is not private."},
+    )
+    pac_load_best_dev: bool = field(
+        default=False,
+        metadata={
+            "help": "Evaluate and save every eval_steps; load the checkpoint best on the dev set at the end."
+        },
+    )
+    no_privacy: bool = field(default=False, metadata={"help": "Release without a privacy mechanism."})
+    ablation: str | None = field(
+        default=None, metadata={"help": f"With no_privacy: {', '.join(NON_PRIVATE_MODES)} (default: none)."}
+    )
+
+    def __post_init__(self) -> None:
+        chosen = [name for name in ("pac_zpl", "no_privacy") if getattr(self, name)]
+        if self.pac_mi is not None:
+            chosen.append("pac_mi")
+        if len(chosen) != 1:
+            found = " and ".join(f"--{name}" for name in chosen) or "none"
+            raise UserError(f"choose one of --pac_mi NATS, --pac_zpl and --no_privacy; got {found}")
+        if self.pac_mi is not None and not 0 < self.pac_mi < math.inf:
+            raise UserError(f"pac_mi must be positive and finite, got {self.pac_mi}; use --pac_zpl for zero nats")
+        if self.pac_m < 2 or self.pac_m % 2:
+            raise UserError(f"pac_m must be even and at least 2, got {self.pac_m}")
+        if not self.pac_clip > 0:
+            raise UserError(f"pac_clip must be positive, got {self.pac_clip}")
+        if self.pac_k < 1:
+            raise UserError(f"pac_k must be at least 1, got {self.pac_k}")
+        if self.pac_sampling_rate is not None:
+            if self.pac_disjoint_pairs:
+                raise UserError("--pac_sampling_rate and --pac_disjoint_pairs exclude each other")
+            if not 1 <= self.pac_sampling_rate < self.pac_m:
+                limits = f"between 1 and pac_m - 1 = {self.pac_m - 1}"
+                raise UserError(f"pac_sampling_rate must be {limits}, got {self.pac_sampling_rate}")
+        if self.ablation is not None and not self.no_privacy:
+            raise UserError("--ablation needs --no_privacy: the ablations guarantee nothing")
+        if self.no_privacy:
+            self.ablation = self.ablation or "none"
+            if self.ablation not in NON_PRIVATE_MODES:
+                raise UserError(f"unknown ablation '{self.ablation}'; known: {', '.join(NON_PRIVATE_MODES)}")
+        if self.pac_load_best_dev:
+            if self.eval_steps is None:
+                raise UserError("--pac_load_best_dev needs --eval_steps")
+            self.eval_strategy = self.save_strategy = "steps"
+            self.save_steps = self.eval_steps
+            self.load_best_model_at_end = True
+        super().__post_init__()
