@@ -1,0 +1,239 @@
+"""`PUMArguments`: every setting of PUM, named as in the run guide (arXiv 2602.23798)."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml  # type: ignore[import-untyped]
+
+from pum.calibration import ALLOCATIONS, DEFAULT_ORDERS
+from pum.unlearn import METHODS
+from pum.unlearn.trainer import UnlearnArguments
+from src.utils import UserError
+
+ACCOUNTINGS = ("paper", "joint")
+if TYPE_CHECKING:
+    ListText = Any  # a list of floats or strings, or None, once the arguments are made
+else:
+    ListText = str  # what the command line gives
+LIST_HELP = " A YAML or JSON list of numbers, or null."
+
+
+@dataclass
+class PUMArguments(UnlearnArguments):
+    """The inner run's `UnlearnArguments` (of the plain run it is compared with) and the settings around it.
+
+    Lists may be given as YAML or JSON text; after construction they are lists of floats (of strings for
+    `center_clip_ref_model_paths`) or None. Contradictions raise `UserError`.
+    """
+
+    copies_m: int = field(default=4, metadata={"help": "Perturbed copies a round, m."})
+    rounds_R: int = field(default=1, metadata={"help": "Rounds, R."})  # the guide's name
+    alpha_min: float = field(default=1.0, metadata={"help": "Least secret scaling; at least 1."})
+    alpha_max: float = field(default=1.5, metadata={"help": "Largest secret scaling."})
+    eta_srv: float = field(default=1.0, metadata={"help": "Server step size."})
+    theta_ref_beta: float = field(default=0.8, metadata={"help": "EMA weight of the clipping reference."})
+    server_center_clipping: bool | None = field(
+        default=None, metadata={"help": "Clip the centre; null: where a threshold or a sensitivity is given."}
+    )
+    center_clip_C_per_layer: ListText = field(
+        default=None, metadata={"help": "Thresholds C_l, D_l = 2 C_l." + LIST_HELP}
+    )
+    center_clip_C_global: float | None = field(
+        default=None, metadata={"help": "Threshold of what lies outside the layers."}
+    )
+    center_reference_model_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Public model as first reference; null: the starting model, which clipping cannot bound."
+        },
+    )
+    jitter_tau: float = field(default=0.0, metadata={"help": "Standard deviation of each copy's own noise, tau."})
+    center_clip_quantile_q: float = field(default=0.95, metadata={"help": "Quantile over the reference models."})
+    center_clip_quantile_kappa: float = field(default=1.25, metadata={"help": "Factor on the quantile."})
+    center_clip_round_gamma: float = field(
+        default=1.3, metadata={"help": "Factor on quantile thresholds each further round."}
+    )
+    center_clip_ref_model_paths: ListText = field(
+        default=None, metadata={"help": "Public reference models: a YAML or JSON list of folders, or null."}
+    )
+    per_layer_noise: bool = field(
+        default=True, metadata={"help": "Calibrate one sigma a layer, else one for all."}
+    )
+    dp_epsilon: float | None = field(default=None, metadata={"help": "Target epsilon; null: manual noise."})
+    dp_delta: float | None = field(default=None, metadata={"help": "Target delta."})
+    dp_rdp_orders: ListText = field(
+        default=None, metadata={"help": "Renyi orders; null: 1.25 to 256." + LIST_HELP}
+    )
+    dp_per_layer_allocation: str = field(default="auto", metadata={"help": ", ".join(ALLOCATIONS) + "."})
+    dp_sensitivity_per_layer_l2: ListText = field(
+        default=None, metadata={"help": "Sensitivities D_l." + LIST_HELP}
+    )
+    dp_sensitivity_total_l2: float | None = field(
+        default=None, metadata={"help": "Sensitivity of all together, split as D/sqrt(L)."}
+    )
+    dp_use_worstcase_alpha: bool = field(
+        default=True, metadata={"help": "S_alpha = m/alpha_min^2, else its mean over uniform alphas."}
+    )
+    dp_accounting: str = field(
+        default="paper",
+        metadata={"help": "Calibrate by the guide's formula (paper) or what holds of m copies (joint)."},
+    )
+    sigma: float = field(default=0.0, metadata={"help": "Manual noise of all parameters."})
+    sigma_rms: float | None = field(
+        default=None, metadata={"help": "In the place of sigma: this share of the weights' root mean square."}
+    )
+    sigma_per_layer: ListText = field(
+        default=None, metadata={"help": "Manual noise a layer; outside the layers sigma holds." + LIST_HELP}
+    )
+    inner_handler: str | None = field(default=None, metadata={"help": "Inner method; null: method."})
+    local_epochs: float | None = field(
+        default=None, metadata={"help": "Epochs the local steps are counted from; null: num_train_epochs."}
+    )
+    local_max_steps: int | None = field(
+        default=None, metadata={"help": "Most steps a copy; null: shared among the rounds (auto_balance)."}
+    )
+    auto_balance: bool = field(
+        default=True, metadata={"help": "Without local_max_steps: local steps x R = steps of the plain run."}
+    )
+    clip_update_norm: float | None = field(default=None, metadata={"help": "L2 clip of an aligned update."})
+    clip_update_norm_per_layer: ListText = field(default=None, metadata={"help": "L2 clips a layer." + LIST_HELP})
+    use_orthogonal_reparam: bool = field(default=True, metadata={"help": "Disguise each copy."})
+    lora: bool = field(default=False, metadata={"help": "The client trains LoRA adapters and merges them."})
+    lora_r: int = field(default=8, metadata={"help": "Rank of the adapters."})
+    lora_alpha: float = field(default=16.0, metadata={"help": "Scale of the adapters, alpha."})
+    accumulate_device: str | None = field(
+        default=None, metadata={"help": "Where S1, noise sums and references are held; null: the model's device."}
+    )
+    secret_seed: int | None = field(
+        default=None, metadata={"help": "Reproducible secrets for experiments. Such a run is not private."}
+    )
+
+    def __post_init__(self) -> None:
+        self._parse_lists()
+        self._check_numbers()
+        self._check_pairs()
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError("PUM runs on one process: the secrets of several would differ; unset NUM_GPUS")
+        if self.inner_handler is not None:
+            self.method = self.inner_handler
+        if self.method not in METHODS:
+            raise UserError(f"unknown inner method '{self.method}'; known: {', '.join(METHODS)}")
+        super().__post_init__()
+        self._n_gpu = min(self.n_gpu, 1)  # otherwise Trainer wraps the model in DataParallel
+
+    @property
+    def orders(self) -> Sequence[float]:
+        """The Renyi orders."""
+        return DEFAULT_ORDERS if self.dp_rdp_orders is None else self.dp_rdp_orders
+
+    def _parse_lists(self) -> None:
+        for name in ("center_clip_C_per_layer", "dp_sensitivity_per_layer_l2", "sigma_per_layer"):
+            setattr(self, name, number_list(name, getattr(self, name), least=0.0))
+        name = "clip_update_norm_per_layer"
+        setattr(self, name, number_list(name, getattr(self, name), least=0.0, strictly=True))
+        self.dp_rdp_orders = number_list("dp_rdp_orders", self.dp_rdp_orders, least=1.0, strictly=True)
+        self.center_clip_ref_model_paths = text_list(
+            "center_clip_ref_model_paths", self.center_clip_ref_model_paths
+        )
+
+    def _check_numbers(self) -> None:
+        for name in ("copies_m", "rounds_R"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.local_max_steps is not None and self.local_max_steps < 1:
+            raise UserError(f"local_max_steps must be at least 1 or null, got {self.local_max_steps}")
+        if not 1.0 <= self.alpha_min <= self.alpha_max < math.inf:
+            raise UserError(f"1 <= alpha_min <= alpha_max is needed, got {self.alpha_min} and {self.alpha_max}")
+        for name in ("theta_ref_beta", "center_clip_quantile_q"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise UserError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        for name in ("sigma", "sigma_rms", "jitter_tau", "center_clip_C_global", "dp_sensitivity_total_l2"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value < math.inf:
+                raise UserError(f"{name} must be finite and at least 0, got {value}")
+        positive = ("dp_epsilon", "local_epochs", "clip_update_norm", "center_clip_quantile_kappa", "eta_srv")
+        for name in (*positive, "center_clip_round_gamma"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 < value < math.inf:
+                raise UserError(f"{name} must be finite and above 0, got {value}")
+        if self.dp_delta is not None and not 0.0 < self.dp_delta < 1.0:
+            raise UserError(f"dp_delta must lie strictly between 0 and 1, got {self.dp_delta}")
+
+    def _check_pairs(self) -> None:
+        if self.dp_per_layer_allocation not in ALLOCATIONS:
+            found, known = self.dp_per_layer_allocation, ", ".join(ALLOCATIONS)
+            raise UserError(f"unknown dp_per_layer_allocation '{found}'; known: {known}")
+        if self.dp_accounting not in ACCOUNTINGS:
+            raise UserError(f"unknown dp_accounting '{self.dp_accounting}'; known: {', '.join(ACCOUNTINGS)}")
+        if (self.dp_epsilon is None) != (self.dp_delta is None):
+            raise UserError("dp_epsilon and dp_delta belong together: give both or neither")
+        if self.dp_accounting == "joint" and self.dp_epsilon is None:
+            raise UserError("dp_accounting joint calibrates to a target: give dp_epsilon and dp_delta")
+        widths = self.dp_sensitivity_per_layer_l2, self.dp_sensitivity_total_l2, self.center_clip_ref_model_paths
+        thresholds = self.center_clip_C_per_layer
+        if self.dp_epsilon is not None and thresholds is None and all(value is None for value in widths):
+            raise UserError(
+                "dp_epsilon needs a sensitivity: dp_sensitivity_per_layer_l2, dp_sensitivity_total_l2,"
+                " center_clip_C_per_layer or center_clip_ref_model_paths"
+            )
+        if thresholds is not None and self.center_clip_ref_model_paths is not None:
+            raise UserError("give one of center_clip_C_per_layer and center_clip_ref_model_paths")
+        if self.sigma_rms is not None and self.sigma > 0:
+            raise UserError("give one of sigma and sigma_rms")
+        if self.copies_m == 1 and (self.sigma > 0 or (self.sigma_rms or 0) > 0 or any(self.sigma_per_layer or ())):
+            raise UserError("copies_m 1 has no zero-sum noise: use at least 2 copies, or sigma 0 and jitter_tau")
+        if self.accumulate_device is not None:
+            try:
+                torch.empty(0, device=self.accumulate_device)
+            except (RuntimeError, AssertionError) as error:
+                raise UserError(f"accumulate_device '{self.accumulate_device}' cannot be used") from error
+
+
+def parsed(name: str, value: Any) -> Any:
+    """Text read as YAML (of which JSON is a part); anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"{name} is not a YAML or JSON list: '{value}'") from error
+
+
+def number_list(name: str, value: Any, *, least: float, strictly: bool = False) -> list[float] | None:
+    """A list of finite numbers of at least (strictly: above) `least`, or None for null."""
+    found = parsed(name, value)
+    if found is None:
+        return None
+    if not isinstance(found, list | tuple) or not found:
+        raise UserError(f"{name} must be a list of numbers or null, got '{value}'")
+    numbers = []
+    for entry in found:
+        # YAML reads 1e-3 as text: it wants 1.0e-3.
+        if isinstance(entry, bool) or not isinstance(entry, int | float | str):
+            raise UserError(f"{name} must hold numbers, got '{entry}'")
+        try:
+            number = float(entry)
+        except ValueError as error:
+            raise UserError(f"{name} must hold numbers, got '{entry}'") from error
+        if not math.isfinite(number) or number < least or (strictly and number == least):
+            raise UserError(
+                f"{name} must hold finite numbers {'above' if strictly else 'from'} {least}, got {entry}"
+            )
+        numbers.append(number)
+    return numbers
+
+
+def text_list(name: str, value: Any) -> list[str] | None:
+    """A list of strings, or None for null."""
+    found = parsed(name, value)
+    if found is None:
+        return None
+    if not isinstance(found, list | tuple) or not found or not all(isinstance(entry, str) for entry in found):
+        raise UserError(f"{name} must be a list of names or null, got '{value}'")
+    return list(found)

@@ -1,0 +1,130 @@
+"""Secrets of the server: zero-sum noise, scalings alpha, jitter, and the generators that all come from.
+
+Source: run guide of arXiv 2602.23798. Base noise of m copies: z_k ~ N(0, std^2) independent and
+e_k = sqrt(m/(m-1)) (z_k - mean z), so sum_k e_k = 0 and every e_k has variance std^2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Layout of the state that torch's CPU generator gives out: 24 bytes of header, 624 words of 8 bytes each, of
+# which the Mersenne Twister uses 32 bits.
+_STATE_WORDS = 624
+_STATE_START = 24
+
+
+class SecretSource:
+    """Gives out generators for the server's secrets, one for each purpose; never the global ones.
+
+    Without a seed each generator's whole state comes from operating-system entropy. `Generator.seed()` and
+    `manual_seed` would not do: torch's CPU generator keeps 32 bits of a seed, and 2^32 states can be tried
+    one by one against a published copy. The bounds take the numbers as truly random: the Mersenne Twister is
+    no cryptographic generator, and floating-point Gaussians are not exact Gaussians (Mironov 2012).
+
+    Args:
+        seed: makes all secrets reproducible, for experiments. Such a run is not private.
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        self._seed = seed
+
+    @property
+    def label(self) -> str:
+        """Where the secrets come from, as every output says it."""
+        return "operating-system entropy" if self._seed is None else "reproducible secrets, not private"
+
+    @property
+    def reproducible(self) -> bool:
+        return self._seed is not None
+
+    def generator(self, *purpose: object) -> torch.Generator:
+        """A CPU generator of its own. With a seed it is a function of seed and purpose, else it is fresh."""
+        generator = torch.Generator()
+        if self._seed is None:
+            words = os.urandom(4 * _STATE_WORDS)
+        else:
+            text = repr((self._seed, *purpose)).encode()
+            words = hashlib.shake_256(text).digest(4 * _STATE_WORDS)
+        state = generator.manual_seed(0).get_state()
+        fresh = torch.frombuffer(bytearray(words), dtype=torch.int32).to(torch.int64) & 0xFFFFFFFF
+        state[_STATE_START : _STATE_START + 8 * _STATE_WORDS] = fresh.view(torch.uint8)
+        return generator.set_state(state)
+
+
+def draw_alphas(copies: int, alpha_min: float, alpha_max: float, generator: torch.Generator) -> list[float]:
+    """m secret scalings alpha_k ~ U[alpha_min, alpha_max]; ValueError unless 1 <= alpha_min <= alpha_max."""
+    if not 1.0 <= alpha_min <= alpha_max < math.inf:
+        raise ValueError(f"1 <= alpha_min <= alpha_max is needed, got {alpha_min!r} and {alpha_max!r}")
+    uniform = torch.rand(copies, generator=generator, dtype=torch.float64)
+    return [alpha_min + (alpha_max - alpha_min) * float(u) for u in uniform]
+
+
+def zero_sum_noise(shape: Sequence[int], copies: int, std: float, generator: torch.Generator) -> Tensor:
+    """Base noise e_1..e_m of one parameter: float32 (copies, *shape), zero sum over the copies.
+
+    std: of every entry, in units of the weights. Raises ValueError as `ZeroSumStream`.
+    """
+    stream = ZeroSumStream(copies)
+    return torch.stack([stream.draw("", shape, std, generator) for _ in range(copies)])
+
+
+class ZeroSumStream:
+    """The same noise one copy at a time, with one running sum a parameter in memory, whatever m is.
+
+    Given e_1..e_{k-1}, the rest is exchangeable with a known sum: with P their sum and n = m - k + 1,
+    e_k ~ N(-P/n, std^2 m/(m-1) (n-1)/n). The last copy's is -P: the sum is zero by construction. That is the
+    law of sqrt(m/(m-1)) (z_k - mean z) without drawing the mean beforehand.
+
+    Args:
+        copies: m. One copy has no zero-sum noise: m = 1 with std > 0 raises ValueError, for it would publish
+            the weights as they are.
+        device: where the running sums are held.
+    """
+
+    def __init__(self, copies: int, device: torch.device | str = "cpu") -> None:
+        if copies < 1:
+            raise ValueError(f"copies must be at least 1, got {copies}")
+        self._copies = copies
+        self._device = torch.device(device)
+        self._sums: dict[str, Tensor] = {}
+        self._drawn: dict[str, int] = {}
+
+    def draw(self, name: str, shape: Sequence[int], std: float, generator: torch.Generator) -> Tensor:
+        """The next copy's noise for the parameter `name`: float32, `shape`, on the stream's device.
+
+        Raises ValueError for a std that is negative, NaN or infinite, and after the m-th draw of a name.
+        """
+        if not 0.0 <= std < math.inf:
+            raise ValueError(f"the noise's standard deviation must be finite and >= 0, got {std!r}")
+        if self._copies == 1 and std > 0.0:
+            raise ValueError("one copy has no zero-sum noise: use at least two copies, or sigma 0 and jitter")
+        left = self._copies - self._drawn.get(name, 0)
+        if left < 1:
+            raise ValueError(f"all {self._copies} draws of '{name}' are made")
+        self._drawn[name] = self._copies - left + 1
+        if std == 0.0:
+            return torch.zeros(tuple(shape), device=self._device)
+        total = self._sums.pop(name, None)
+        if left == 1:
+            assert total is not None
+            return total.neg_()
+        spread = std * math.sqrt(self._copies / (self._copies - 1) * (left - 1) / left)
+        noise = torch.randn(tuple(shape), generator=generator).mul_(spread).to(self._device)
+        if total is None:
+            self._sums[name] = noise.clone()
+            return noise
+        noise.sub_(total, alpha=1.0 / left)
+        self._sums[name] = total.add_(noise)
+        return noise
+
+
+def jitter_noise(shape: Sequence[int], jitter: float, generator: torch.Generator) -> Tensor:
+    """xi_k ~ N(0, jitter^2), independent for every copy and entry: float32 on the CPU."""
+    return torch.randn(tuple(shape), generator=generator).mul_(jitter)

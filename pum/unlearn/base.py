@@ -1,0 +1,187 @@
+"""What the inner unlearning methods share: the loss they minimise, their settings and their reference model.
+
+Every method minimises gamma * forget + alpha * retain. A method is one file: its loss as a function of tensors,
+and a class that runs the model and calls the function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from src.utils import UserError
+
+if TYPE_CHECKING:
+    from pum.unlearn.trainer import UnlearnArguments
+
+IGNORED = -100  # a label that is no target, as in transformers
+RETAIN_LOSSES = ("NLL", "KL")
+HYPERPARAMETERS = (
+    "gamma",
+    "alpha",
+    "beta",
+    "delta_simnpo",
+    "satimp_beta1",
+    "satimp_beta2",
+    "rmu_layer",
+    "rmu_coeff",
+    "pdu_retain_loss_eps",
+    "pdu_step",
+    "pdu_warmup_epochs",
+)
+
+Defaults = Mapping[str, float | None]
+Rows = Mapping[str, Tensor]
+Batch = Mapping[str, Rows]
+
+
+class Reference:
+    """The model as it was when this was made, in evaluation mode and without gradients.
+
+    Only the trained parameters are copied; what is frozen is shared with `model`. So a LoRA run holds one base
+    model and a second set of adapters (which, new adapters being zero, is the base with adapters disabled), and
+    a full run holds one copy.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.parameters = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def __call__(self, **inputs: Any) -> Any:
+        training = self.model.training
+        self.model.eval()
+        try:
+            return functional_call(self.model, self.parameters, (), inputs)
+        finally:
+            self.model.train(training)
+
+
+class UnlearnMethod:
+    """One inner method. Subclasses set the class attributes and define `forget_loss`.
+
+    Attributes:
+        name: in the registry.
+        defaults: its hyperparameters and their values where the user gives none. `alpha` is the weight of the
+            retain loss; a method without that key never looks at the retain set.
+        needs_reference: whether the forget loss compares with the model before training.
+        needs_refusals: whether forget rows need a refusal beside their answer.
+    """
+
+    name: ClassVar[str]
+    defaults: ClassVar[Defaults]
+    needs_reference: ClassVar[bool] = False
+    needs_refusals: ClassVar[bool] = False
+    epochs: ClassVar[float] = 10.0
+
+    def __init__(self, args: UnlearnArguments, model: nn.Module) -> None:
+        self.settings = resolve_settings(type(self), args)
+        self.gamma = self.setting("gamma")
+        self.alpha = self.setting("alpha") if "alpha" in self.settings else 0.0
+        self.uses_kl = self.uses_retain and args.retain_loss_type == "KL"
+        self.reference = Reference(model) if self.needs_reference or self.uses_kl else None
+
+    def setting(self, name: str) -> float:
+        """The value of a hyperparameter that is never left open."""
+        value = self.settings[name]
+        assert value is not None, name
+        return value
+
+    @property
+    def uses_retain(self) -> bool:
+        return self.alpha != 0.0
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """gamma * forget + alpha * retain of one micro-batch, a float32 scalar with gradients.
+
+        Args:
+            batch: "forget" and "retain" rows, and "refusal" where the method needs them; each holds
+                `input_ids`, `attention_mask` and `labels`, int64 (B, L), padded on the right.
+        """
+        total = self.gamma * self.forget_loss(model, batch)
+        if self.uses_retain:
+            total = total + self.alpha * self.retain_loss(model, batch["retain"])
+        return total
+
+    def forget_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        raise NotImplementedError
+
+    def retain_loss(self, model: nn.Module, rows: Rows) -> Tensor:
+        logits = answer_logits(model, rows)
+        if self.uses_kl:
+            return kl_to_reference(logits, answer_logits(self.frozen, rows), rows["labels"])
+        return masked_mean(*token_nll(logits, rows["labels"]))
+
+    def after_step(self, epoch: float) -> None:
+        """Called after each optimizer step."""
+
+    @property
+    def frozen(self) -> Reference:
+        assert self.reference is not None, "this method was made without a reference"
+        return self.reference
+
+    def log_ratio(self, model: nn.Module, rows: Rows) -> Tensor:
+        """r(x) = log p(x) - log p_ref(x) of each row's answer, float32 (B,)."""
+        nll, _ = token_nll(answer_logits(model, rows), rows["labels"])
+        reference_nll, _ = token_nll(answer_logits(self.frozen, rows), rows["labels"])
+        return (reference_nll - nll).sum(dim=1)
+
+
+def resolve_settings(method: type[UnlearnMethod], args: UnlearnArguments) -> dict[str, float | None]:
+    """The method's hyperparameters: the user's where given, else its defaults.
+
+    Raises:
+        UserError: a hyperparameter is given that the method has not.
+    """
+    given = {name: getattr(args, name) for name in HYPERPARAMETERS if getattr(args, name) is not None}
+    foreign = [name for name in given if name not in method.defaults]
+    if foreign:
+        known = ", ".join(method.defaults)
+        raise UserError(f"{method.name} has no setting {', '.join(foreign)}; it has {known}")
+    return {**method.defaults, **given}
+
+
+def answer_logits(model: nn.Module | Reference, rows: Rows) -> Tensor:
+    """Logits (B, L, V) of the rows, in the model's dtype."""
+    return model(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], use_cache=False).logits
+
+
+def token_nll(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of each answer token, in nats.
+
+    Args:
+        logits: (B, L, V), of any float dtype.
+        labels: int64 (B, L), `IGNORED` outside the answer.
+
+    Returns:
+        float32 (B, L - 1), zero outside the answer, and its bool mask of the same shape.
+    """
+    targets = labels[:, 1:]
+    nll = functional.cross_entropy(
+        logits[:, :-1].float().transpose(1, 2), targets, ignore_index=IGNORED, reduction="none"
+    )
+    return nll, targets != IGNORED
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values` where `mask` is true, a scalar; 0 where it nowhere is."""
+    return (values * mask).sum() / mask.sum().clamp(min=1)
+
+
+def kl_to_reference(logits: Tensor, reference_logits: Tensor, labels: Tensor) -> Tensor:
+    """KL(reference || model) in nats, mean over answer tokens.
+
+    Args:
+        logits, reference_logits: (B, L, V).
+        labels: int64 (B, L), `IGNORED` outside the answer.
+    """
+    mask = labels[:, 1:] != IGNORED
+    log_p = functional.log_softmax(logits[:, :-1].float(), dim=-1)
+    log_ref = functional.log_softmax(reference_logits[:, :-1].float(), dim=-1)
+    kl = functional.kl_div(log_p, log_ref, reduction="none", log_target=True).sum(dim=-1)
+    return masked_mean(kl, mask)

@@ -1,0 +1,85 @@
+"""Representation misdirection for unlearning (arXiv 2403.03218)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pum.unlearn.base import IGNORED, Batch, Defaults, Reference, Rows, UnlearnMethod
+from src.utils import UserError
+
+if TYPE_CHECKING:
+    from pum.unlearn.trainer import UnlearnArguments
+
+
+def rmu_loss(hidden: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared distance of the answer's states to `target`: over units, then tokens, then rows.
+
+    Args:
+        hidden: (B, L, H).
+        target: (B, L, H) or (H,).
+        mask: bool (B, L), the answer tokens.
+    """
+    per_token = (hidden.float() - target.float()).pow(2).mean(dim=-1) * mask
+    return (per_token.sum(dim=1) / mask.sum(dim=1).clamp(min=1)).mean()
+
+
+def default_layer(num_layers: int) -> int:
+    """The layer whose output is steered, counted from 0: 7, or the middle one of a model of up to 8 layers."""
+    return 7 if num_layers > 8 else max(num_layers // 2 - 1, 0)
+
+
+def random_direction(size: int, seed: int) -> Tensor:
+    """A unit vector float32 (size,) with entries uniform in [0, 1) before scaling, as in the paper's section 4."""
+    generator = torch.Generator().manual_seed(seed)
+    direction = torch.rand(size, generator=generator)
+    return direction / direction.norm()
+
+
+class RMU(UnlearnMethod):
+    """Steer one layer's states on the forget set to c u and hold them in place on the retain set.
+
+    u is drawn once a run, from the run's seed.
+    """
+
+    name = "RMU"
+    defaults: ClassVar[Defaults] = {
+        "gamma": 1.0,
+        "alpha": 1.0,
+        "rmu_layer": None,
+        "rmu_coeff": 2.0,
+    }
+    needs_reference = True
+
+    def __init__(self, args: UnlearnArguments, model: nn.Module) -> None:
+        super().__init__(args, model)
+        config: Any = model.config
+        layers = config.num_hidden_layers
+        chosen = self.settings["rmu_layer"]
+        self.layer = default_layer(layers) if chosen is None else int(chosen)
+        if not 0 <= self.layer < layers:
+            raise UserError(f"rmu_layer {self.layer} is outside the model's {layers} layers (counted from 0)")
+        self.target = self.setting("rmu_coeff") * random_direction(config.hidden_size, args.seed)
+        self.compares_states = args.retain_loss_type is None
+
+    def forget_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        rows = batch["forget"]
+        hidden = self._states(model, rows)
+        return rmu_loss(hidden, self.target.to(hidden.device), rows["labels"] != IGNORED)
+
+    def retain_loss(self, model: nn.Module, rows: Rows) -> Tensor:
+        if not self.compares_states:
+            return super().retain_loss(model, rows)
+        before = self._states(self.frozen, rows)
+        return rmu_loss(self._states(model, rows), before, rows["labels"] != IGNORED)
+
+    def _states(self, model: nn.Module | Reference, rows: Rows) -> Tensor:
+        output = model(
+            input_ids=rows["input_ids"],
+            attention_mask=rows["attention_mask"],
+            output_hidden_states=True,
+            use_cache=False,
+        )
+        return output.hidden_states[self.layer + 1]
