@@ -1,0 +1,139 @@
+# Sourced by every cell script: sets the project up, then runs the cell from the variables the script has set.
+#
+#   SMOKE=1        shrinks the run; SMOKE_STEPS, SMOKE_EVAL (steps between evaluations), SMOKE_NTRAIN,
+#                  SMOKE_NDEV, SMOKE_NEVAL, SMOKE_NEW_TOKENS (of a generated answer) and SMOKE_K (directions
+#                  a step, at most) say how far
+#   DRY_RUN=1      prints the command and runs nothing
+#   DATA_DIR       folder with <task>/<split>.jsonl; unset: the Hugging Face hub
+#   LOSS           train_as_classification (SST2), non_diff (SQuAD) or only_train_option
+#   RUN_ID         name of the folder in result/runs
+#   OVERWRITE=1    replaces the run in that folder
+#   RESUME=1       goes on with the interrupted run in that folder
+#   PYTHON         interpreter to run; unset: .venv, made on first use
+set -euo pipefail
+
+fail() { echo "error: $*" >&2; exit 2; }
+
+# A path given relative to the caller's folder, as an absolute one; anything else as it is.
+absolute() { if [ -e "$1" ]; then echo "$(cd "$(dirname "$1")" && pwd)/$(basename "$1")"; else echo "$1"; fi; }
+
+if [ -n "${DATA_DIR:-}" ]; then
+    [ -d "$DATA_DIR" ] || fail "DATA_DIR=$DATA_DIR is no folder"
+    DATA_DIR=$(cd "$DATA_DIR" && pwd)
+    export DATA_DIR
+fi
+if [ -n "${MODEL:-}" ]; then MODEL=$(absolute "$MODEL"); fi
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$ROOT"
+
+# Set the project up unless PYTHON is given.
+choose_interpreter() {
+    if [ -z "${PYTHON:-}" ]; then
+        bash "$ROOT/setup.sh"
+        PYTHON=$ROOT/.venv/bin/python
+    fi
+}
+
+# Run a Python module of the project; with DRY_RUN print the command, quoted for the shell.
+run_module() {
+    if [ -n "${DRY_RUN:-}" ]; then
+        printf 'python -m'
+        printf ' %q' "$@"
+        printf '\n'
+        return
+    fi
+    [ "${NUM_GPUS:-1}" = 1 ] || fail "NUM_GPUS=$NUM_GPUS: this trainer runs on one process; unset NUM_GPUS"
+    choose_interpreter
+    TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-true} exec "$PYTHON" -m "$@"
+}
+
+# Smaller numbers for a check. A generated token costs far more than a scored one, so SQuAD gets fewer samples.
+shrink() {
+    local train=32 held_out=16
+    if [ "$TASK" = SQuAD ]; then train=4 held_out=2; fi
+    STEPS=${SMOKE_STEPS:-3}
+    EVAL_STEPS=${SMOKE_EVAL:-$STEPS}
+    NUM_TRAIN=${SMOKE_NTRAIN:-$train}
+    NUM_DEV=${SMOKE_NDEV:-$held_out}
+    NUM_EVAL=${SMOKE_NEVAL:-$held_out}
+    if [ -n "${MAX_NEW_TOKENS:-}" ]; then MAX_NEW_TOKENS=${SMOKE_NEW_TOKENS:-8}; fi
+    if [ "${PAC_K:-1}" -gt "${SMOKE_K:-4}" ]; then PAC_K=${SMOKE_K:-4}; fi
+    if [ "${DP_K:-1}" -gt "${SMOKE_K:-4}" ]; then DP_K=${SMOKE_K:-4}; fi
+}
+
+# A cell script shows what its own method and track need; a METHOD or TRACK from outside may need more.
+need() {
+    local chosen=$1 name
+    shift
+    for name in "$@"; do [ -n "${!name:-}" ] || fail "$chosen needs $name, which this script does not set"; done
+}
+
+# Each of these adds options to the array of its caller.
+pac_options() {
+    need "METHOD=$METHOD" PAC_M PAC_K CLIP
+    case "$METHOD" in
+        pac-mi)
+            need "METHOD=$METHOD" MI
+            options+=(--pac_mi "$MI")
+            ;;
+        pac-zpl) options+=(--pac_zpl) ;;
+        non-private) options+=(--no_privacy --ablation "${ABLATION:-none}") ;;
+    esac
+    options+=(--pac_m "$PAC_M" --pac_k "$PAC_K" --pac_clip "$CLIP" --pac_load_best_dev)
+    if [ -n "${SECRET_SEED:-}" ]; then options+=(--pac_secret_seed "$SECRET_SEED"); fi
+}
+
+dp_options() {
+    need "METHOD=$METHOD" DP_K EPSILON DELTA SAMPLE_RATE CLIP
+    options+=(--dp_k "$DP_K" --dp_epsilon "$EPSILON" --dp_delta "$DELTA" --dp_sample_rate "$SAMPLE_RATE")
+    options+=(--dp_clip "$CLIP" --dp_load_best_dev)
+    if [ -n "${SECRET_SEED:-}" ]; then options+=(--dp_secret_seed "$SECRET_SEED"); fi
+}
+
+task_options() {
+    case "$LOSS" in
+        train_as_classification | non_diff | only_train_option) options+=("--$LOSS") ;;
+        *) fail "LOSS=$LOSS is unknown: use train_as_classification, non_diff or only_train_option" ;;
+    esac
+    if [ -n "${MAX_NEW_TOKENS:-}" ]; then options+=(--max_new_tokens "$MAX_NEW_TOKENS"); fi
+    case "$TRACK" in
+        lora)
+            need "TRACK=$TRACK" LORA_R LORA_ALPHA
+            options+=(--lora --lora_r "$LORA_R" --lora_alpha "$LORA_ALPHA")
+            ;;
+        ft) ;;
+        *) fail "TRACK=$TRACK is unknown: use lora or ft" ;;
+    esac
+}
+
+run_cell() {
+    local options=() module=paczo.run_paczo
+    if [ -n "${SMOKE:-}" ] && [ "$SMOKE" != 0 ]; then
+        shrink
+        options+=(--smoke)
+    fi
+    if [ -n "${OVERWRITE:-}" ]; then options+=(--overwrite_output_dir); fi
+    if [ -n "${RESUME:-}" ]; then options+=(--resume_from_checkpoint True); fi
+    task_options
+    case "$METHOD" in
+        pac-mi | pac-zpl | non-private)
+            pac_options
+            if [ "$PAC_K" != 1 ]; then module=paczo.run_paczo_kvar; fi
+            ;;
+        dpzero | dp-aggzo)
+            module=baselines.run_dp_zo
+            dp_options
+            ;;
+        *) fail "METHOD=$METHOD is unknown: use pac-mi, pac-zpl, non-private, dpzero or dp-aggzo" ;;
+    esac
+    run_module "$module" \
+        --output_dir "result/runs/$RUN_ID" \
+        --task_name "$TASK" --model_name "$MODEL" --dtype "$DTYPE" --opt_bos "$OPT_BOS" \
+        --num_train "$NUM_TRAIN" --num_dev "$NUM_DEV" --num_eval "$NUM_EVAL" \
+        --train_set_seed "$SEED" --seed "$SEED" \
+        --max_steps "$STEPS" --learning_rate "$LR" --lr_scheduler_type "$LR_SCHEDULE" --zo_eps "$ZO_EPS" \
+        --eval_steps "$EVAL_STEPS" --save_total_limit 3 --logging_steps "$LOGGING_STEPS" \
+        --report_to "$REPORT_TO" \
+        "${options[@]}"
+}

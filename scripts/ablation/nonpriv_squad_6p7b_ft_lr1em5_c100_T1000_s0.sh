@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Appendix Table squad-nonpriv, 6.7B FT non-private (Liu24-canonical)
+# Each value can be overridden: LR=1e-4 bash scripts/ablation/nonpriv_squad_6p7b_ft_lr1em5_c100_T1000_s0.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../_common.sh"
+RUN_ID=${RUN_ID:-nonpriv_squad_6p7b_ft_lr1em5_c100_T1000_s0}
+TASK=${TASK:-SQuAD}
+LOSS=${LOSS:-non_diff}
+MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-50}
+MODEL=${MODEL:-facebook/opt-6.7b}
+DTYPE=${DTYPE:-auto}
+OPT_BOS=${OPT_BOS:-<s>}
+TRACK=${TRACK:-ft}
+METHOD=${METHOD:-non-private}
+ABLATION=${ABLATION:-none}
+PAC_M=${PAC_M:-128}
+PAC_K=${PAC_K:-1}
+CLIP=${CLIP:-100}
+LR=${LR:-1e-5}
+LR_SCHEDULE=${LR_SCHEDULE:-polynomial}
+STEPS=${STEPS:-1000}
+EVAL_STEPS=${EVAL_STEPS:-100}
+ZO_EPS=${ZO_EPS:-1e-3}
+NUM_TRAIN=${NUM_TRAIN:-1000}
+NUM_DEV=${NUM_DEV:-500}
+NUM_EVAL=${NUM_EVAL:-1000}
+SEED=${SEED:-0}
+LOGGING_STEPS=${LOGGING_STEPS:-10}
+REPORT_TO=${REPORT_TO:-none}
+run_cell

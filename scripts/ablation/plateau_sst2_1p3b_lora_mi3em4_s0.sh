@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Table 2 (LoRA plateau), MI=3e-4
+# Each value can be overridden: LR=1e-4 bash scripts/ablation/plateau_sst2_1p3b_lora_mi3em4_s0.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../_common.sh"
+RUN_ID=${RUN_ID:-plateau_sst2_1p3b_lora_mi3em4_s0}
+TASK=${TASK:-SST2}
+LOSS=${LOSS:-train_as_classification}
+MODEL=${MODEL:-facebook/opt-1.3b}
+DTYPE=${DTYPE:-auto}
+OPT_BOS=${OPT_BOS:-<s>}
+TRACK=${TRACK:-lora}
+LORA_R=${LORA_R:-8}
+LORA_ALPHA=${LORA_ALPHA:-16}
+METHOD=${METHOD:-pac-mi}
+MI=${MI:-3e-4}
+PAC_M=${PAC_M:-128}
+PAC_K=${PAC_K:-1}
+CLIP=${CLIP:-25}
+LR=${LR:-5e-4}
+LR_SCHEDULE=${LR_SCHEDULE:-polynomial}
+STEPS=${STEPS:-2000}
+EVAL_STEPS=${EVAL_STEPS:-100}
+ZO_EPS=${ZO_EPS:-1e-3}
+NUM_TRAIN=${NUM_TRAIN:-1000}
+NUM_DEV=${NUM_DEV:-500}
+NUM_EVAL=${NUM_EVAL:-1000}
+SEED=${SEED:-0}
+LOGGING_STEPS=${LOGGING_STEPS:-10}
+REPORT_TO=${REPORT_TO:-none}
+run_cell

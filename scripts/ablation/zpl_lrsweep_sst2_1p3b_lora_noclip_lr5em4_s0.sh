@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Appendix Table zpl-lr-sweep (lora, clip=1e9, lr=5e-4)
+# Each value can be overridden: LR=1e-4 bash scripts/ablation/zpl_lrsweep_sst2_1p3b_lora_noclip_lr5em4_s0.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../_common.sh"
+RUN_ID=${RUN_ID:-zpl_lrsweep_sst2_1p3b_lora_noclip_lr5em4_s0}
+TASK=${TASK:-SST2}
+LOSS=${LOSS:-train_as_classification}
+MODEL=${MODEL:-facebook/opt-1.3b}
+DTYPE=${DTYPE:-auto}
+OPT_BOS=${OPT_BOS:-<s>}
+TRACK=${TRACK:-lora}
+LORA_R=${LORA_R:-8}
+LORA_ALPHA=${LORA_ALPHA:-16}
+METHOD=${METHOD:-pac-zpl}
+PAC_M=${PAC_M:-128}
+PAC_K=${PAC_K:-1}
+CLIP=${CLIP:-1e9}
+LR=${LR:-5e-4}
+LR_SCHEDULE=${LR_SCHEDULE:-polynomial}
+STEPS=${STEPS:-1000}
+EVAL_STEPS=${EVAL_STEPS:-100}
+ZO_EPS=${ZO_EPS:-1e-3}
+NUM_TRAIN=${NUM_TRAIN:-1000}
+NUM_DEV=${NUM_DEV:-500}
+NUM_EVAL=${NUM_EVAL:-1000}
+SEED=${SEED:-0}
+LOGGING_STEPS=${LOGGING_STEPS:-10}
+REPORT_TO=${REPORT_TO:-none}
+run_cell

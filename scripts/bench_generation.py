@@ -1,0 +1,79 @@
+"""Time greedy generation beside the library's `generate` on micro-batches of 16 padded to the longest prompt.
+
+`DATA_DIR=/my/data bash scripts/bench.sh generation --model smollm2-135m --n 93` on SQuAD's validation questions.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scripts.bench_reference import reference_generation
+from scripts.bench_tools import machine, save, timed
+from src.generation import stop_tokens
+from src.models import load_model
+from src.objectives import GenerationF1
+from src.tasks import SQuAD
+from src.utils import PRECISIONS, Parser, UserError, encode, read_jsonl, run_cli
+
+
+@dataclass
+class GenerationArguments:
+    """What is timed."""
+
+    model: str = field(default="smollm2-135m", metadata={"help": "Hub id, local folder or embedded name."})
+    n: int = field(default=93, metadata={"help": "Questions."})
+    max_new_tokens: int = field(default=50, metadata={"help": "At most so many a question."})
+    dtype: str = field(default="float32", metadata={"help": ", ".join(PRECISIONS)})
+    repeats: int = field(default=1, metadata={"help": "Timed repetitions of each."})
+    data_dir: str | None = field(default=None, metadata={"help": "Folder with squad/validation.jsonl."})
+    output_dir: str = field(default="result/bench", metadata={"help": "Where the JSON goes."})
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Time both in turn, compare their answers, print, and write the figures as JSON."""
+    (args,) = Parser(GenerationArguments).parse(argv)
+    if args.data_dir is None:
+        raise UserError("set DATA_DIR to a folder with squad/validation.jsonl")
+    if args.dtype not in PRECISIONS:
+        raise UserError(f"unknown dtype '{args.dtype}': use {', '.join(PRECISIONS)}")
+    rows = read_jsonl(Path(args.data_dir) / "squad" / "validation.jsonl")[: args.n]
+    samples = [SQuAD().sample(row) for row in rows]
+    prompts = [sample.prompt for sample in samples]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, tokenizer = load_model(args.model, PRECISIONS[args.dtype], device)
+    answers = [list(sample.answers) for sample in samples]
+    objective = GenerationF1(model, tokenizer, prompts, answers, args.max_new_tokens)
+    encoded = list(encode(tokenizer, prompts))
+    stops = stop_tokens(tokenizer, model.config.vocab_size).nonzero()[:, 0].tolist()
+    texts: dict[str, list[str]] = {}
+    times: dict[str, list[float]] = {"reference": [], "step": []}
+    for _ in range(args.repeats):
+        times["step"].append(timed(lambda: texts.update(step=objective.texts()), device))
+        times["reference"].append(
+            timed(
+                lambda: texts.update(
+                    reference=reference_generation(model, tokenizer, encoded, args.max_new_tokens, stops)
+                ),
+                device,
+            )
+        )
+    median = {name: statistics.median(values) for name, values in times.items()}
+    same = sum(a == b for a, b in zip(texts["step"], texts["reference"], strict=True))
+    figures: dict[str, Any] = {"arguments": asdict(args), "seconds": times, "median": median, **machine(device)}
+    figures |= {"tokens": objective.num_tokens, "identical_answers": same, "questions": len(rows)}
+    print(f"{figures['device']}, {len(rows)} questions, {objective.num_tokens} prompt tokens")
+    print(f"reference {median['reference']:.2f} s, ours {median['step']:.2f} s")
+    ratio = median["reference"] / median["step"]
+    print(f"reference against ours: {ratio:.2f}; {same} of {len(rows)} answers identical")
+    name = f"generation-{Path(args.model).name}-{args.dtype}-n{len(rows)}"
+    print(f"wrote {save(args.output_dir, name, figures)}")
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,73 @@
+"""Clock, peak memory and result files of the benchmarks."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import torch
+
+from src.utils import versions, write_json
+
+
+def timed(run: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of one call."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
+
+
+class PeakMemory:
+    """Peak memory in bytes: the allocator's on CUDA, the process's resident set on Linux otherwise."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._start = self._now()
+
+    def during(self, run: Callable[[], Any], *, since_start: bool = False) -> int:
+        """The peak while `run` runs, above what was in use before it, or when this object was made."""
+        before = self._start if since_start else self._now()
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            run()
+            return torch.cuda.max_memory_allocated(self._device) - before
+        Path("/proc/self/clear_refs").write_text("5")
+        run()
+        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(fields["VmHWM"].split()[0]) * 1024 - before
+
+    def _now(self) -> int:
+        if self._device.type == "cuda":
+            return torch.cuda.memory_allocated(self._device)
+        return int(psutil.Process().memory_info().rss)
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the figures were measured on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    return {"device": name, "threads": torch.get_num_threads(), "cpus": os.cpu_count()}
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def save(folder: str, name: str, figures: dict[str, Any]) -> Path:
+    """Write the figures with date and versions; the file's path."""
+    path = Path(folder) / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {**figures, "date": datetime.now(UTC).date().isoformat(), "versions": versions()})
+    return path

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Table 1, row LoRA · MI≡0 · SQuAD 6.7B (PAC-ZPL)
+# Each value can be overridden: LR=1e-4 bash scripts/headline/squad_6p7b_lora_paczpl_s0.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../_common.sh"
+RUN_ID=${RUN_ID:-squad_6p7b_lora_paczpl_s0}
+TASK=${TASK:-SQuAD}
+LOSS=${LOSS:-non_diff}
+MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-50}
+MODEL=${MODEL:-facebook/opt-6.7b}
+DTYPE=${DTYPE:-auto}
+OPT_BOS=${OPT_BOS:-<s>}
+TRACK=${TRACK:-lora}
+LORA_R=${LORA_R:-8}
+LORA_ALPHA=${LORA_ALPHA:-16}
+METHOD=${METHOD:-pac-zpl}
+PAC_M=${PAC_M:-126}
+PAC_K=${PAC_K:-1}
+CLIP=${CLIP:-10}
+LR=${LR:-1e-3}
+LR_SCHEDULE=${LR_SCHEDULE:-polynomial}
+STEPS=${STEPS:-1000}
+EVAL_STEPS=${EVAL_STEPS:-100}
+ZO_EPS=${ZO_EPS:-1e-3}
+NUM_TRAIN=${NUM_TRAIN:-1000}
+NUM_DEV=${NUM_DEV:-500}
+NUM_EVAL=${NUM_EVAL:-1000}
+SEED=${SEED:-0}
+LOGGING_STEPS=${LOGGING_STEPS:-10}
+REPORT_TO=${REPORT_TO:-none}
+run_cell

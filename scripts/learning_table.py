@@ -1,0 +1,161 @@
+"""Compare every mechanism on `src/learning_task.py` at equal numbers of forward passes.
+
+Each run evaluates about 200,000 samples (a sample at theta + eps z or theta - eps z counts once): the full
+batch of 1,000 for 100 steps, or Poisson batches of 64 expected samples for as many steps as that allows. Each
+method's learning rate is the best of three on a tuning seed that is not among the reported ones, by accuracy on
+fresh sentences; all start from one pretrained model a seed. Writes `result/published/learning_table.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import statistics
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback
+from transformers.utils import logging
+
+from baselines.dp_zo import DPArguments, DPZOTrainer
+from paczo.pac_trainer import PACArguments, PACTrainer
+from src.learning_task import LearningTask, pretrain
+from src.utils import run_cli, write_json
+
+NUM_TRAIN, NUM_TUNE, NUM_TEST = 1000, 500, 1000
+STEPS, SAMPLE_RATE, DP_CLIP = 100, 0.064, 5.0
+SEEDS = (0, 1, 2, 3, 4)
+TUNING_SEED = 100
+OUTPUT = Path("result/published/learning_table.json")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table. `settings` are the trainer's arguments; K and the steps set the forward passes."""
+
+    name: str
+    rates: tuple[float, ...]
+    settings: dict[str, Any] = field(hash=False)
+    is_dp: bool = False
+
+    @property
+    def evaluations(self) -> int:
+        """Samples times passes of a run, the expected number where batches are random."""
+        batch = SAMPLE_RATE * NUM_TRAIN if self.is_dp else NUM_TRAIN
+        return round(2 * batch * self.settings.get("dp_k", 1) * self.settings["max_steps"])
+
+
+def methods() -> list[Method]:
+    """The rows in the table's order."""
+    signs, slopes, many = (1e-3, 3e-3, 1e-2), (1e-4, 3e-4, 1e-3), (3e-3, 1e-2, 3e-2)
+    full = {"max_steps": STEPS, "lr_scheduler_type": "polynomial"}
+    rows = [
+        Method("non-private", (3e-4, 1e-3, 3e-3), {**full, "no_privacy": True}),
+        Method("quant_full", signs, {**full, "no_privacy": True, "ablation": "quant_full"}),
+        Method("quant_half", signs, {**full, "no_privacy": True, "ablation": "quant_half"}),
+        Method("PAC-MI 0.33", signs, {**full, "pac_mi": 0.33}),
+        Method("PAC-ZPL", signs, {**full, "pac_zpl": True}),
+    ]
+    for name, directions, rates in (("DPZero", 1, slopes), ("DP-AggZO", 64, many)):
+        steps = int(STEPS / SAMPLE_RATE / directions)
+        # The norm of K derivatives divided by K shrinks by the root of K, and the bound with it.
+        clip = DP_CLIP / math.sqrt(directions)
+        common = {"max_steps": steps, "lr_scheduler_type": "constant", "dp_k": directions, "dp_clip": clip}
+        for epsilon in (0.2, 2.0, 6.0):
+            settings = {**common, "dp_epsilon": epsilon, "dp_sample_rate": SAMPLE_RATE}
+            rows.append(Method(f"{name} eps {epsilon:g}", rates, settings, is_dp=True))
+    return rows
+
+
+@lru_cache(maxsize=1)
+def _start(seed: int) -> tuple[LearningTask, dict[str, torch.Tensor]]:
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    task = pretrain(seed)
+    return task, {name: value.clone() for name, value in task.model.state_dict().items()}
+
+
+def accuracy(method: Method | None, rate: float, seed: int) -> float:
+    """Held-out accuracy of one run from the seed's pretrained model; of the start itself without a method."""
+    task, start = _start(seed)
+    task.model.load_state_dict(start)
+    held_out = task.objective(NUM_TUNE, seed=3) if seed == TUNING_SEED else task.objective(NUM_TEST, seed=2)
+    if method is None:
+        return held_out.metrics()["accuracy"]
+    kinds: tuple[Any, Any] = (DPArguments, DPZOTrainer) if method.is_dp else (PACArguments, PACTrainer)
+    arguments, trainer_class = kinds
+    with tempfile.TemporaryDirectory() as folder:
+        args = arguments(
+            output_dir=folder,
+            learning_rate=rate,
+            seed=seed,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+            **method.settings,
+        )
+        trainer = trainer_class(task.model, args, task.objective(NUM_TRAIN, seed=1))
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return held_out.metrics()["accuracy"]
+
+
+def table(workers: int) -> dict[str, Any]:
+    """Tune, then run every method on every seed."""
+    begin = time.perf_counter()
+    rows = methods()
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        tuning = {(m.name, r): pool.submit(accuracy, m, r, TUNING_SEED) for m in rows for r in m.rates}
+        before = [pool.submit(accuracy, None, 0.0, seed) for seed in SEEDS]
+        best = {m.name: max((tuning[m.name, r].result(), r) for r in m.rates)[1] for m in rows}
+        # Ordered by seed, so that a worker seldom has to pretrain.
+        runs = {(m.name, s): pool.submit(accuracy, m, best[m.name], s) for s in SEEDS for m in rows}
+        results = [
+            {
+                "method": m.name,
+                "learning_rate": best[m.name],
+                "tuning": {f"{r:g}": tuning[m.name, r].result() for r in m.rates},
+                "accuracy": [runs[m.name, s].result() for s in SEEDS],
+                "evaluations": m.evaluations,
+                **{k: v for k, v in asdict(m).items() if k == "settings"},
+            }
+            for m in rows
+        ]
+        start = [future.result() for future in before]
+    return {
+        "before": start,
+        "rows": results,
+        "seeds": list(SEEDS),
+        "num_train": NUM_TRAIN,
+        "num_test": NUM_TEST,
+        "seconds": time.perf_counter() - begin,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="learning_table.sh")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    result = table(parser.parse_args().workers)
+    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
+    write_json(OUTPUT, result)
+    print(f"{'':<16}{'accuracy':>10}{'std':>8}{'rate':>9}{'evaluations':>13}")
+    print(f"{'before':<16}{statistics.mean(result['before']):>10.3f}")
+    for row in result["rows"]:
+        mean, std = statistics.mean(row["accuracy"]), statistics.stdev(row["accuracy"])
+        rate, count = row["learning_rate"], row["evaluations"]
+        print(f"{row['method']:<16}{mean:>10.3f}{std:>8.3f}{rate:>9.0e}{count:>13,}")
+    print(f"wrote {OUTPUT} after {result['seconds']:.0f} s")
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,179 @@
+"""Run the cells of the paper that match a pattern, one after another or over several GPUs.
+
+    bash scripts/run_cells.sh 'sst2_1p3b_lora_*' --gpus 0,1
+
+A cell is skipped where its folder in result/runs holds a finished run of the same configuration and data: the
+digest of its command line, of the task's local data files and of a local model's files is the same. A folder
+with an interrupted PACZero run is resumed. A folder with another run is an error unless OVERWRITE=1.
+Variables that a cell script takes (MODEL, DATA_DIR, SMOKE, LR, ...) apply to all. Plain Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import queue
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from scripts.make_cells import FOLDERS
+from src.digest import configuration_digest, finished_digest
+
+ROOT = Path(__file__).resolve().parents[1]
+LOGS = ROOT / "result" / "logs"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell's script and what became of it so far: "finished", "interrupted", "other" or "new"."""
+
+    script: Path
+    run_dir: Path
+    state: str
+
+    @property
+    def name(self) -> str:
+        return self.script.stem
+
+
+def main() -> int:
+    """0: all finished; 1: a cell failed; 2: wrong input."""
+    parser = argparse.ArgumentParser(prog="run_cells.sh", description="Run the cells that match a pattern.")
+    parser.add_argument("pattern", help="of script names, e.g. 'plateau_*', 'headline/*' or '*'; quote it")
+    parser.add_argument("--gpus", help="run as many at a time, one on each: 0,1,2")
+    parser.add_argument("--slurm", action="store_true", help="print an array job for the rest and run nothing")
+    parser.add_argument("--list", action="store_true", help="say what would be run and run nothing")
+    given = parser.parse_args()
+    scripts = matching(given.pattern)
+    if not scripts:
+        return _fail(f"no script matches '{given.pattern}' in scripts/{{{','.join(FOLDERS)}}}")
+    if os.environ.get("RUN_ID") and len(scripts) > 1:
+        return _fail(f"RUN_ID would put {len(scripts)} cells into one folder; unset it")
+    numbers = given.gpus.split(",") if given.gpus else []
+    gpus: list[str | None] = [*numbers] or [None]
+    if not all(number.isdigit() for number in numbers) or len(set(numbers)) < len(numbers):
+        return _fail(f"--gpus takes different numbers, as in 0,1; got '{given.gpus}'")
+    jobs = []
+    for script in scripts:
+        try:
+            jobs.append(plan(script))
+        except ValueError as error:
+            return _fail(str(error))
+    todo = [job for job in jobs if job.state != "finished"]
+    if given.slurm:
+        print(slurm_script(todo))
+        return 0
+    for job in jobs:
+        if given.list or job.state == "finished":
+            print(f"{job.name}: {'finished, skipped' if job.state == 'finished' else job.state}", flush=True)
+    return 0 if given.list else run_all(todo, gpus)
+
+
+def matching(pattern: str) -> list[Path]:
+    """Scripts whose name, or folder/name, matches; in the order of the folders, then by name."""
+    found = [path for folder in FOLDERS for path in sorted((ROOT / "scripts" / folder).glob("*.sh"))]
+    wanted = pattern.removesuffix(".sh").removeprefix("scripts/")
+    return [
+        path for path in found if fnmatch(path.stem, wanted) or fnmatch(f"{path.parent.name}/{path.stem}", wanted)
+    ]
+
+
+def plan(script: Path) -> Job:
+    """What a cell would run, and how far it is. ValueError with one line where its script refuses."""
+    environment = {**os.environ, "DRY_RUN": "1"}
+    result = subprocess.run(["bash", str(script)], env=environment, capture_output=True, text=True)
+    if result.returncode:
+        raise ValueError(result.stderr.strip().removeprefix("error: "))
+    words = shlex.split(result.stdout)
+    options = words[3:]
+    run_dir = ROOT / options[options.index("--output_dir") + 1]
+    digest = configuration_digest(options, os.environ.get("DATA_DIR") or None)
+    if finished_digest(run_dir) == digest:
+        return Job(script, run_dir, "finished")
+    if (run_dir / "metrics.json").exists():
+        return Job(script, run_dir, "other")
+    is_dp = words[2].startswith("baselines.")
+    interrupted = (run_dir / "transcript.jsonl").exists() and not (run_dir / "SMOKE").exists() and not is_dp
+    return Job(script, run_dir, "interrupted" if interrupted else "new")
+
+
+def run_all(jobs: list[Job], gpus: list[str | None]) -> int:
+    """Run every job, going on after a failure; say at the end which failed."""
+    waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
+    for job in jobs:
+        waiting.put(job)
+    failed: list[str] = []
+
+    def work(gpu: str | None) -> None:
+        while True:
+            try:
+                job = waiting.get_nowait()
+            except queue.Empty:
+                return
+            if not run_one(job, gpu):
+                failed.append(job.name)
+
+    workers = [threading.Thread(target=work, args=(gpu,)) for gpu in gpus]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    print(f"{len(jobs) - len(failed)} of {len(jobs)} cells done")
+    for name in sorted(failed):
+        print(f"failed: {name} (see result/logs/{name}.log)", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def run_one(job: Job, gpu: str | None) -> bool:
+    """Whether the cell's script ended well; its output goes to result/logs/NAME.log."""
+    environment = dict(os.environ)
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
+    if job.state == "interrupted" and not environment.get("OVERWRITE"):
+        environment["RESUME"] = "1"
+    LOGS.mkdir(parents=True, exist_ok=True)
+    log = LOGS / f"{job.name}.log"
+    begin = time.monotonic()
+    with log.open("w", encoding="utf-8") as file:
+        code = subprocess.run(["bash", str(job.script)], env=environment, stdout=file, stderr=file).returncode
+    where = "" if gpu is None else f" on GPU {gpu}"
+    took = f"{time.monotonic() - begin:.0f} s{where}"
+    if code:
+        lines = log.read_text("utf-8", errors="replace").strip().splitlines()
+        print(f"{job.name}: failed with exit code {code} after {took}: {lines[-1] if lines else ''}", flush=True)
+    else:
+        print(f"{job.name}: done in {took}", flush=True)
+    return code == 0
+
+
+def slurm_script(jobs: list[Job]) -> str:
+    """An array job with one task a cell; partition, time and GPU are the cluster's to add."""
+    lines = [
+        "#!/usr/bin/env bash",
+        "#SBATCH --job-name=paczo",
+        f"#SBATCH --array=0-{max(len(jobs) - 1, 0)}",
+        "#SBATCH --gres=gpu:1",
+        "#SBATCH --export=ALL",
+        "set -euo pipefail",
+        f"cd {shlex.quote(str(ROOT))}",
+        "scripts=(",
+        *(f"    {shlex.quote(str(job.script.relative_to(ROOT)))}" for job in jobs),
+        ")",
+        'bash "${scripts[$SLURM_ARRAY_TASK_ID]}"',
+    ]
+    return "\n".join(lines)
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
