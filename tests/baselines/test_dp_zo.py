@@ -1,0 +1,229 @@
+"""DPZero and DP-AggZO: batches, clipping, noise, the released numbers and the path they lead to."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from builders import make_model, make_tokenizer
+
+from baselines import dp_zo
+from baselines.accounting import noise_multiplier
+from baselines.dp_zo import DPArguments, DPZOTrainer, clipped_sum, poisson_batch
+from paczo.randomness import SecretRandom
+from src import transcript
+from src.objectives import CandidateScoring
+from src.utils import UserError
+from src.zo import ParameterSpace, StepRecord, direction_seeds
+
+SENTENCES = ["a very good film", "the plot was dull", "so warm and bright", "slow cold actor"] * 5
+
+
+def objective(model):
+    prompts = [f"{sentence} It was" for sentence in SENTENCES]
+    labels = [i % 2 for i in range(len(prompts))]
+    return CandidateScoring(model, make_tokenizer(), prompts, [["terrible", "great"]] * len(prompts), labels)
+
+
+def arguments(folder, **settings):
+    values = {
+        "output_dir": str(folder),
+        "max_steps": 4,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "dp_sample_rate": 0.3,
+        "dp_secret_seed": 5,
+        "dp_clip": 0.4,
+        "seed": 7,
+    }
+    return DPArguments(**{**values, **settings})
+
+
+def trainer(folder, **settings):
+    model = make_model("opt")
+    return DPZOTrainer(model, arguments(folder, **settings), objective(model))
+
+
+def direction(model, seed):
+    """z as one flat vector: the step that a coefficient of -1 at rate 1 makes."""
+    space = ParameterSpace(model)
+    before = [p.clone() for p in space.parameters.values()]
+    space.apply(StepRecord(0, (seed,), (-1.0,), 1.0))
+    return [p.detach() - b for p, b in zip(space.parameters.values(), before, strict=True)]
+
+
+def shifted_losses(z, scale):
+    model = make_model("opt")
+    with torch.no_grad():
+        for p, d in zip(model.parameters(), z, strict=True):
+            p.add_(d, alpha=scale)
+    return objective(model).losses().double().numpy()
+
+
+@pytest.mark.parametrize("directions", [1, 3])
+def test_a_run_is_the_recipe(directions, tmp_path):
+    """The first release and the first two steps' parameters, from the formula."""
+    run = trainer(tmp_path, dp_k=directions)
+    run.train()
+    steps = transcript.read(tmp_path / "transcript.jsonl")[1]
+    assert len(steps) == run.releases == 4
+
+    secrets = SecretRandom.from_seed(5)
+    batch = [i for i in range(20) if secrets.uniform_index("poisson batch", i, 1 << 53) < 0.3 * (1 << 53)]
+    assert batch
+    seeds = direction_seeds(7, 0, directions)
+    total = np.zeros(directions)
+    model = make_model("opt")
+    zs = [direction(make_model("opt"), seed) for seed in seeds]
+    slopes = np.array([(shifted_losses(z, 1e-3) - shifted_losses(z, -1e-3)) / 2e-3 for z in zs])
+    for i in batch:
+        vector = slopes[:, i] / directions
+        total += vector * min(1, 0.4 / np.linalg.norm(vector))
+    noise = np.array([secrets.standard_normal("dp noise", k) for k in range(directions)])
+    expected = (total + run.noise_multiplier * 0.4 * noise) / (0.3 * 20)
+    assert np.allclose(np.array(steps[0].coefficients) / directions, expected, rtol=1e-3, atol=2e-3)
+    assert any(np.linalg.norm(slopes[:, i] / directions) > 0.4 for i in batch), "clipping plays a part"
+
+    # theta <- theta - lr sum_k v_k z_k, without a division by K
+    with torch.no_grad():
+        for record in steps:
+            for seed, coefficient in zip(record.seeds, record.coefficients, strict=True):
+                z = direction(make_model("opt"), seed)
+                for p, d in zip(model.parameters(), z, strict=True):
+                    p.add_(d, alpha=-record.learning_rate * coefficient / directions)
+    for p, trained in zip(model.parameters(), run.model.parameters(), strict=True):
+        assert torch.allclose(p, trained, atol=2e-5)
+
+
+def test_clipped_sum_bounds_each_samples_part():
+    rng = np.random.default_rng(0)
+    derivatives = (rng.standard_normal((4, 50)) * rng.exponential(20, 50)).astype(np.float32)
+    columns = [clipped_sum(derivatives[:, [i]], 2.0) for i in range(50)]
+    for i, column in enumerate(columns):
+        plain = derivatives[:, i].astype(float) / 4
+        norm = np.linalg.norm(plain)
+        assert np.linalg.norm(column) == pytest.approx(min(norm, 2.0))
+        assert np.allclose(column * norm, plain * np.linalg.norm(column))
+    assert np.allclose(clipped_sum(derivatives, 2.0), sum(columns))
+    assert clipped_sum(np.zeros((3, 0), np.float32), 1.0).tolist() == [0, 0, 0]
+    assert clipped_sum(np.zeros((3, 2), np.float32), 1.0).tolist() == [0, 0, 0]
+
+
+def rate_z_score(sizes, num_samples, rate):
+    """How many standard deviations the drawn share is away from `rate`."""
+    count = len(sizes) * num_samples
+    return (sum(sizes) - count * rate) / math.sqrt(count * rate * (1 - rate))
+
+
+def test_batches_are_poisson_samples():
+    num_samples, steps, rate = 250, 500, 0.064
+    secrets = SecretRandom.from_seed(1)
+    batches = [poisson_batch(secrets, step, num_samples, rate) for step in range(steps)]
+    sizes = [len(batch) for batch in batches]
+    assert abs(rate_z_score(sizes, num_samples, rate)) < 4
+    for wrong in (0.06, 0.068):
+        assert abs(rate_z_score(sizes, num_samples, wrong)) > 4, "a wrong rate would be noticed"
+    # A binomial size: neither fixed (variance 0) nor drawn in blocks.
+    variance = num_samples * rate * (1 - rate)
+    assert np.var(sizes) == pytest.approx(variance, rel=0.3)
+    counts = np.bincount(np.concatenate(batches), minlength=num_samples)
+    assert np.var(counts) == pytest.approx(steps * rate * (1 - rate), rel=0.3)
+    assert len({batch.tobytes() for batch in batches}) > 490
+    assert poisson_batch(secrets, 3, num_samples, rate).tolist() == batches[3].tolist()
+    assert poisson_batch(secrets, 0, 5, 1.0).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_the_noise_has_its_std_and_a_wrong_one_is_noticed(tmp_path):
+    run = trainer(tmp_path, dp_k=1000, dp_clip=3.0, max_steps=20, dp_epsilon=0.5)
+    empty = np.zeros((1000, 0), np.float32)
+    released = np.array([run.release(step, empty) for step in range(20)])
+    noise = released / 1000 * (0.3 * 20)  # coefficients are K v, v is divided by the expected batch
+    std = noise_multiplier(0.5, delta=1e-5, sample_rate=0.3, steps=20) * 3.0
+
+    def z_score(value):
+        return (np.mean((noise / value) ** 2) - 1) / math.sqrt(2 / noise.size)
+
+    assert abs(z_score(std)) < 4
+    for wrong in (0.97, 1.03):
+        assert abs(z_score(wrong * std)) > 4
+    assert abs(noise.mean()) < 4 * std / math.sqrt(noise.size)
+    assert len(np.unique(noise)) == noise.size, "no number is used twice"
+
+
+def test_empty_batches_release_noise(tmp_path, monkeypatch):
+    monkeypatch.setattr(dp_zo, "noise_multiplier", lambda *args, **kwargs: 1.0)  # so small a rate takes minutes
+    run = trainer(tmp_path, dp_sample_rate=1e-4, max_steps=2, learning_rate=1e-9)
+    run.train_dataset.losses = None  # nothing may be evaluated
+    run.train()
+    assert run.releases == 2
+    assert all(record.coefficients[0] != 0 for record in transcript.read(tmp_path / "transcript.jsonl")[1])
+
+
+def test_only_the_batch_is_evaluated(tmp_path):
+    run = trainer(tmp_path)
+    seen = []
+    losses = run.train_dataset.losses
+
+    def watched(samples=None):
+        seen.append(samples.tolist())
+        return losses(samples)
+
+    run.train_dataset.losses = watched
+    run.train()
+    expected = [run.batch(step).tolist() for step in range(4)]
+    assert seen == [batch for batch in expected if batch for _ in range(2)]
+
+
+def test_nothing_public_tells_the_batch_or_its_loss(tmp_path):
+    run = trainer(tmp_path, logging_steps=1, save_strategy="steps", save_steps=2)
+    run.train()
+    state = json.loads((tmp_path / "checkpoints/checkpoint-4/trainer_state.json").read_text())
+    assert state["log_history"]
+    assert not any("loss" in entry for entry in state["log_history"])
+    head, _ = transcript.read(tmp_path / "transcript.jsonl")
+    assert "data" not in head["public"]
+    assert head["public"]["noise_multiplier"] == run.noise_multiplier
+    assert head["public"]["mechanism"] == "dpzero"
+
+
+def test_the_report_states_the_guarantee(tmp_path):
+    report = trainer(tmp_path, dp_k=2, dp_epsilon=2.0).privacy()
+    assert report["mechanism"] == "dp-aggzo"
+    assert report["private"] is False
+    assert (report["epsilon"], report["delta"]) == (2.0, 1e-5)
+    assert report["noise_multiplier"] == noise_multiplier(2.0, delta=1e-5, sample_rate=0.3, steps=4)
+    # (e^eps + delta) / (1 + e^eps)
+    assert report["posterior_success_bound"] == pytest.approx((math.e**2 + 1e-5) / (1 + math.e**2), abs=1e-9)
+    entropy = trainer(tmp_path, dp_secret_seed=None)
+    assert entropy.privacy()["private"] is True
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dp_k": 0}, "dp_k must be at least 1"),
+        ({"dp_epsilon": 0.0}, "dp_epsilon must be positive"),
+        ({"dp_epsilon": math.inf}, "dp_epsilon must be positive"),
+        ({"dp_clip": math.nan}, "dp_clip must be positive"),
+        ({"dp_delta": 1.0}, "dp_delta must lie"),
+        ({"dp_sample_rate": 0.0}, "dp_sample_rate must lie"),
+        ({"dp_sample_rate": 1.5}, "dp_sample_rate must lie"),
+        ({"dp_load_best_dev": True}, "needs --eval_steps"),
+    ],
+)
+def test_settings_that_guarantee_nothing_are_refused(settings, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        arguments(tmp_path, **settings)
+
+
+def test_a_run_cannot_be_resumed(tmp_path):
+    trainer(tmp_path).train()
+    with pytest.raises(UserError, match="resume"):
+        trainer(tmp_path).train(resume_from_checkpoint=True)

@@ -1,0 +1,511 @@
+import dataclasses
+import itertools
+import json
+import math
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import mpmath
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from paczo.mechanisms import NON_PRIVATE_MODES, BudgetExhausted, NonPrivate, PacMI, PacZPL, Release
+from paczo.pac_utils import binary_channel_mi, binary_entropy, draw_membership, subset_means, subset_signs
+from paczo.randomness import SecretRandom
+
+ALL_PLUS = np.ones(4, np.int8)
+SPLIT = np.array([1, 1, -1, -1], np.int8)
+
+
+def random_signs(rng, num_subsets):
+    """Fair, lopsided, one against all the others, or unanimous."""
+    p_plus = rng.choice([0.0, 0.5, 0.9, 1.0, 2.0])
+    if p_plus == 2.0:
+        signs = np.full(num_subsets, rng.choice([-1, 1]))
+        signs[rng.integers(num_subsets)] *= -1
+        return signs
+    return np.where(rng.random(num_subsets) < p_plus, 1, -1)
+
+
+def snapshot(mechanism):
+    return json.dumps(mechanism.state())
+
+
+class TestPacMIBudget:
+    @settings(max_examples=2000, deadline=None, database=None)
+    @given(
+        half=st.integers(1, 10),
+        log10_budget=st.floats(-6, math.log10(2)),
+        steps=st.integers(1, 6),
+        directions=st.integers(1, 3),
+        adaptive=st.booleans(),
+        seed=st.integers(0, 2**32 - 1),
+    )
+    def test_any_run_stays_within_each_share_and_the_budget(
+        self, half, log10_budget, steps, directions, adaptive, seed
+    ):
+        rng = np.random.default_rng(seed)
+        num_subsets, budget = 2 * half, 10**log10_budget
+        mechanism = PacMI(
+            num_subsets,
+            int(rng.integers(num_subsets)),
+            budget,
+            steps,
+            rng,
+            adaptive=adaptive,
+            directions=directions,
+        )
+        charges = []
+        for step in range(steps):
+            spent = math.fsum(charges)
+            step_share = (budget - spent) / (steps - step) if adaptive else budget / steps
+            for _ in range(directions):
+                signs, posterior = random_signs(rng, num_subsets), mechanism.posterior
+                release = mechanism.release(signs)
+                minority = min(posterior[signs == 1].sum(), posterior[signs == -1].sum())
+                entropy = binary_entropy(min(max(minority, 1e-300), 0.5))
+                most = min(step_share / directions, 0.999 * entropy)
+                if abs(signs.sum()) == num_subsets:
+                    assert (release.kind, release.bit, release.mi_nats) == ("unanimous", signs[0], 0.0)
+                else:
+                    assert release.kind == "noisy"
+                    assert (1 - 1e-6) * most * (1 - 1e-9) <= release.mi_nats <= most * (1 + 1e-9)
+                charges.append(release.mi_nats)
+                assert mechanism.posterior.sum() == pytest.approx(1, abs=1e-12)
+                assert np.isfinite(mechanism.log_posterior).all()
+                assert mechanism.spent_nats == pytest.approx(math.fsum(charges), rel=1e-12, abs=0)
+        assert mechanism.spent_nats <= budget
+        assert sum(map(Fraction, charges)) <= Fraction(budget)
+        before = snapshot(mechanism)
+        with pytest.raises(BudgetExhausted, match=f"^all {steps} steps of {directions} releases are made$"):
+            mechanism.release(random_signs(rng, num_subsets))
+        assert snapshot(mechanism) == before
+        assert mechanism.releases == steps * directions
+
+    def test_long_run_spends_the_budget_and_not_more(self):
+        """1e-4 nats over 2,000 steps: an absolute tolerance of 1e-6 nats overspent this ten times."""
+        for adaptive in (True, False):
+            mechanism = PacMI(8, 3, 1e-4, 2000, SecretRandom.from_seed(0), adaptive=adaptive)
+            rng = np.random.default_rng(0)
+            for _ in range(2000):
+                mechanism.release(rng.permutation(np.repeat([-1, 1], 4)))
+            assert (1 - 1e-6) * 1e-4 <= mechanism.spent_nats <= 1e-4
+
+    def test_adaptive_hands_on_what_free_steps_save(self):
+        for adaptive, share in ((True, 0.3 / 5), (False, 0.3 / 10)):
+            mechanism = PacMI(4, 0, 0.3, 10, SecretRandom.from_seed(1), adaptive=adaptive)
+            for _ in range(5):
+                assert mechanism.release(ALL_PLUS) == Release(1.0, 0.0, "unanimous", q_plus=1.0)
+            assert mechanism.spent_nats == 0.0
+            np.testing.assert_array_equal(mechanism.posterior, np.full(4, 0.25))
+            assert mechanism.release(SPLIT).mi_nats == pytest.approx(share, rel=1e-6, abs=0)
+
+    @pytest.mark.parametrize("adaptive", [True, False])
+    def test_directions_split_a_share_fixed_before_the_first(self, adaptive):
+        mechanism = PacMI(4, 0, 0.4, 2, SecretRandom.from_seed(2), adaptive=adaptive, directions=4)
+        charges = [mechanism.release(signs).mi_nats for signs in (ALL_PLUS, SPLIT, -ALL_PLUS, SPLIT)]
+        assert charges == pytest.approx([0.0, 0.05, 0.0, 0.05], rel=1e-6, abs=0)
+        next_share = (0.4 - mechanism.spent_nats if adaptive else 0.2) / 4
+        assert mechanism.release(SPLIT).mi_nats == pytest.approx(next_share, rel=1e-6, abs=0)
+
+    def test_a_share_above_the_entropy_is_cut_to_999_thousandths_of_it(self):
+        release = PacMI(4, 0, 50.0, 1, SecretRandom.from_seed(3)).release(SPLIT)
+        assert release.mi_nats == pytest.approx(0.999 * math.log(2), rel=1e-6, abs=0)
+        assert release.noise_std > 0.2
+
+    @pytest.mark.parametrize("log_minority", [-500.0, -720.0, -1e5])
+    @pytest.mark.parametrize("minority_sign", [-1, 1])
+    def test_tiny_minority_is_never_free(self, log_minority, minority_sign):
+        mechanism = PacMI(2, 1, 5.0, 10, SecretRandom.from_seed(4), adaptive=False)
+        mechanism.release([1, -1])
+        state = mechanism.state()
+        state["log_posterior"] = [log_minority.hex(), (0.0).hex()]
+        mechanism.load_state(state)
+        release = mechanism.release([minority_sign, -minority_sign])
+        mass = max(math.exp(log_minority), 1e-300)
+        assert release.kind == "noisy"
+        assert release.bit == -minority_sign
+        assert release.mi_nats == pytest.approx(0.999 * binary_entropy(mass), rel=1e-6, abs=0)
+        assert np.isfinite(mechanism.log_posterior).all()
+        assert mechanism.log_posterior[0] < 0.9 * log_minority
+
+
+class TestPacMINoise:
+    def test_noise_has_the_recorded_and_calibrated_size(self):
+        """A noise 5 % too large or too small is rejected."""
+        count, secret = 10_000, 2
+        mechanism = PacMI(4, secret, 0.5, count, SecretRandom.from_seed(5))
+        rng, noise = np.random.default_rng(5), []
+        for _ in range(count):
+            signs = rng.permutation(SPLIT)
+            release = mechanism.release(signs)
+            exact = binary_channel_mi(release.q_plus, release.noise_std)
+            assert release.mi_nats == pytest.approx(exact, rel=1e-9, abs=0)
+            assert release.bit == (1.0 if release.noisy_sign >= 0 else -1.0)
+            noise.append((release.noisy_sign - signs[secret]) / release.noise_std)
+        noise = np.array(noise)
+        interval = stats.chi2.ppf([1e-4, 1 - 1e-4], count)
+        assert interval[0] < np.sum(noise**2) < interval[1]
+        assert stats.kstest(noise, "norm").pvalue > 1e-3
+        for factor in (0.95, 1.05):
+            assert not interval[0] < np.sum((factor * noise) ** 2) < interval[1]
+
+    def test_signal_is_the_secret_subsets_sign(self):
+        """With a noise std below 0.4 the bit is the secret's sign nearly always; no other subset's."""
+        for secret in range(4):
+            agree = np.zeros(4)
+            for seed in range(200):
+                signs = np.random.default_rng(seed).permutation(SPLIT)
+                agree += signs == PacMI(4, secret, 50.0, 1, SecretRandom.from_seed(seed)).release(signs).bit
+            assert agree[secret] > 195
+            assert max(np.delete(agree, secret)) < 120
+
+    def test_mean_information_gain_is_the_mean_charge(self):
+        """E[ln(M posterior of the secret)] is the mutual information: it equals the mean charge."""
+        num_runs, num_subsets, rng = 4000, 6, np.random.default_rng(6)
+        gains, spent = np.zeros(num_runs), np.zeros(num_runs)
+        for run in range(num_runs):
+            secret = int(rng.integers(num_subsets))
+            mechanism = PacMI(num_subsets, secret, 0.4, 4, rng)
+            for _ in range(4):
+                mechanism.release(np.where(rng.random(num_subsets) < 0.5, 1, -1))
+            gains[run] = mechanism.log_posterior[secret] + math.log(num_subsets)
+            spent[run] = mechanism.spent_nats
+        assert abs(np.mean(gains - spent)) < 4 * np.std(gains - spent) / math.sqrt(num_runs)
+        assert 0.35 < spent.mean() <= 0.4
+
+    @pytest.mark.parametrize(("budget", "num_subsets"), [(1e-5, 6), (0.3, 128), (30.0, 8)])
+    def test_posterior_is_bayes(self, budget, num_subsets):
+        """Exact Gaussian likelihoods of the recorded r with the recorded sigma, multiplied in 40 digits."""
+        mechanism = PacMI(num_subsets, 1, budget, 40, SecretRandom.from_seed(7), directions=2)
+        rng = np.random.default_rng(7)
+        with mpmath.workdps(40):
+            joint = [mpmath.mpf(1)] * num_subsets
+            for _ in range(80):
+                signs = random_signs(rng, num_subsets)
+                plus = mpmath.fsum(p for p, s in zip(joint, signs, strict=True) if s > 0)
+                q_plus = plus / mpmath.fsum(joint)
+                release = mechanism.release(signs)
+                assert release.q_plus == pytest.approx(float(q_plus), rel=1e-9, abs=0)
+                if release.kind == "noisy":
+                    r, sigma = mpmath.mpf(release.noisy_sign), mpmath.mpf(release.noise_std)
+                    joint = [
+                        p * mpmath.exp(-((int(s) - r) ** 2) / (2 * sigma**2))
+                        for p, s in zip(joint, signs, strict=True)
+                    ]
+                exact = [p / mpmath.fsum(joint) for p in joint]
+                np.testing.assert_allclose(mechanism.posterior, np.array(exact, float), rtol=1e-9)
+            log_exact = [float(mpmath.log(p)) for p in exact]
+            np.testing.assert_allclose(mechanism.log_posterior, log_exact, rtol=1e-9)
+
+    def test_bit_is_plus_one_for_a_noisy_sign_of_zero(self):
+        class NoiseAgainstTheSignal(np.random.Generator):
+            def standard_normal(self):
+                return -1.0 / sigma
+
+        sigma = PacMI(4, 0, 0.3, 1, SecretRandom.from_seed(0)).release(SPLIT).noise_std
+        release = PacMI(4, 0, 0.3, 1, NoiseAgainstTheSignal(np.random.PCG64())).release(SPLIT)
+        assert release.noisy_sign == 0.0
+        assert release.bit == 1.0
+
+
+class TestPacMIFailsClosed:
+    @pytest.mark.parametrize(
+        "signs",
+        [
+            [1, 1, -1],
+            [1, 1, -1, 0],
+            [1, 1, -1, 2],
+            [1.0, -1.0, 1.0, math.nan],
+            [0.5, -1, 1, 1],
+            [True, True, True, True],
+            [[1, -1, 1, 1]],
+            ["1", "-1", "1", "1"],
+            [1, -1, 1j, 1],
+            1,
+        ],
+    )
+    def test_bad_signs_change_nothing(self, signs):
+        for mechanism in (
+            PacMI(4, 0, 0.3, 5, SecretRandom.from_seed(8)),
+            PacZPL(4, 0, SecretRandom.from_seed(8)),
+        ):
+            mechanism.release(SPLIT)
+            before = snapshot(mechanism)
+            with pytest.raises(ValueError, match="signs must be 4"):
+                mechanism.release(signs)
+            assert snapshot(mechanism) == before
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"num_subsets": 5}, "even.*5"),
+            ({"num_subsets": 0}, "num_subsets.*0"),
+            ({"secret": 4}, r"secret.*0\.\.3"),
+            ({"secret": -1}, r"secret.*0\.\.3"),
+            ({"secret": 1.0}, r"secret.*0\.\.3"),
+            ({"budget_nats": 0.0}, r"budget_nats.*0\.0"),
+            ({"budget_nats": -0.1}, r"budget_nats.*-0\.1"),
+            ({"budget_nats": math.inf}, "budget_nats.*inf"),
+            ({"budget_nats": math.nan}, "budget_nats.*nan"),
+            ({"budget_nats": 1e-300}, "1e-300 nats for each"),
+            ({"steps": 0}, "steps.*0"),
+            ({"steps": 2.0}, r"steps.*2\.0"),
+            ({"directions": 0}, "directions.*0"),
+        ],
+    )
+    def test_bad_arguments(self, change, message):
+        arguments = {
+            "num_subsets": 4,
+            "secret": 0,
+            "budget_nats": 0.3,
+            "steps": 5,
+            "rng": SecretRandom.from_seed(0),
+        }
+        with pytest.raises(ValueError, match=message):
+            PacMI(**{**arguments, **change})
+        with pytest.raises(TypeError, match="SecretRandom"):
+            PacMI(**{**arguments, "rng": None})
+
+    def test_messages_and_repr_do_not_show_private_values(self):
+        with pytest.raises(ValueError, match="secret") as caught:
+            PacMI(128, 7777, 0.3, 5, SecretRandom.from_seed(0))
+        assert "7777" not in str(caught.value)
+        release = PacMI(4, 0, 0.3, 5, SecretRandom.from_seed(0)).release(SPLIT)
+        assert repr(release) == f"Release(bit={release.bit}, kind='noisy')"
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            release.bit = 0.0
+
+    def test_returned_posterior_is_a_copy(self):
+        mechanism = PacMI(4, 0, 0.3, 5, SecretRandom.from_seed(0))
+        mechanism.log_posterior[:] = [0.0, 1.0, 2.0, 3.0]
+        mechanism.posterior[:] = 0.0
+        np.testing.assert_array_equal(mechanism.posterior, np.full(4, 0.25))
+
+
+class TestResume:
+    @pytest.mark.parametrize("directions", [1, 3])
+    def test_round_trip_is_exact_at_every_release(self, directions):
+        """Restoring the spent total alone would leave the posterior uniform and every later sigma wrong."""
+
+        def fresh():
+            return PacMI(6, 2, 0.7, 8, SecretRandom.from_seed(9), directions=directions)
+
+        rng = np.random.default_rng(9)
+        signs = [np.where(rng.random(6) < 0.5, 1, -1) for _ in range(8 * directions)]
+        whole = fresh()
+        states, releases = [], []
+        for row in signs:
+            states.append(json.dumps(whole.state()))
+            releases.append(whole.release(row))
+        assert len({release.noise_std for release in releases}) > 4
+        for start, text in enumerate(states):
+            resumed = fresh()
+            resumed.load_state(json.loads(text))
+            assert snapshot(resumed) == text
+            assert [resumed.release(row) for row in signs[start:]] == releases[start:]
+            assert snapshot(resumed) == snapshot(whole)
+            with pytest.raises(BudgetExhausted):
+                resumed.release(signs[0])
+
+    def test_repeated_release_after_a_crash_is_the_same_one(self):
+        for make in (
+            lambda: PacMI(4, 1, 0.5, 9, SecretRandom.from_seed(10)),
+            lambda: PacZPL(4, 1, SecretRandom.from_seed(10)),
+        ):
+            mechanism, bits = make(), []
+            for _ in range(9):
+                before = mechanism.state()
+                first = mechanism.release(SPLIT)
+                mechanism.load_state(before)
+                assert mechanism.release(SPLIT) == first
+                bits.append(first.bit)
+            assert set(bits) == {-1.0, 1.0}
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            {"mechanism": "PAC-ZPL"},
+            {"num_subsets": 6},
+            {"secret": 1},
+            {"budget_nats": (0.6).hex()},
+            {"steps": 6},
+            {"directions": 1},
+            {"adaptive": 1},
+            {"releases": -1},
+            {"releases": 11},
+            {"releases": 3.0},
+            {"releases": None},
+            {"releases": 0},
+            {"spent_nats": (0.51).hex()},
+            {"spent_nats": (0.2).hex()},
+            {"spent_nats": (-0.01).hex()},
+            {"spent_nats": (0.0).hex()},
+            {"spent_nats": "nan"},
+            {"spent_nats": "inf"},
+            {"spent_nats": 0.1},
+            {"spent_nats": "many"},
+            {"step_nats": (0.05).hex()},
+            {"step_nats": (0.6).hex()},
+            {"step_nats": None},
+            {"log_posterior": None},
+            {"log_posterior": [(-math.log(3)).hex()] * 3},
+            {"log_posterior": [(-1.0).hex()] * 4},
+            {"log_posterior": ["nan"] * 4},
+            {"log_posterior": ["-inf", (0.0).hex(), "-inf", "-inf"]},
+            {"log_posterior": "0x1p0"},
+        ],
+    )
+    def test_damaged_record_is_refused(self, damage):
+        mechanism = PacMI(4, 2, 0.5, 5, SecretRandom.from_seed(11), directions=2)
+        for _ in range(3):
+            mechanism.release(SPLIT)
+        good = mechanism.state()
+        mechanism.release(SPLIT)
+        before = snapshot(mechanism)
+        with pytest.raises(ValueError, match="record"):
+            mechanism.load_state({**good, **damage})
+        for name in good:
+            with pytest.raises(ValueError, match="record"):
+                mechanism.load_state({key: value for key, value in good.items() if key != name})
+        for other in (None, [], "x"):
+            with pytest.raises(ValueError, match="record"):
+                mechanism.load_state(other)
+        assert snapshot(mechanism) == before
+        mechanism.load_state(good)
+        assert mechanism.releases == 3
+
+    def test_other_mechanisms(self):
+        rng = SecretRandom.from_seed(12)
+        for mechanism, argument in (
+            (PacZPL(4, 0, rng), SPLIT),
+            (NonPrivate("random_sign", [True, False], rng), np.ones(2)),
+        ):
+            mechanism.release(argument)
+            state = json.loads(snapshot(mechanism))
+            mechanism.release(argument)
+            before = snapshot(mechanism)
+            for damage in ({"releases": -1}, {"releases": "1"}, {"mechanism": "?"}):
+                with pytest.raises(ValueError, match="record"):
+                    mechanism.load_state({**state, **damage})
+            assert snapshot(mechanism) == before
+            mechanism.load_state(state)
+            assert mechanism.releases == 1
+
+
+class TestPacZPL:
+    @pytest.mark.parametrize("make_rng", [SecretRandom.from_seed, np.random.default_rng])
+    def test_releases_are_the_same_for_every_secret(self, make_rng):
+        num_subsets, rng = 10, np.random.default_rng(13)
+        rows = [random_signs(rng, num_subsets) for _ in range(300)]
+        runs = []
+        for secret in range(num_subsets):
+            mechanism = PacZPL(num_subsets, secret, make_rng(13))
+            runs.append([mechanism.release(row) for row in rows])
+            assert mechanism.spent_nats == 0.0
+            np.testing.assert_array_equal(mechanism.posterior, np.full(num_subsets, 0.1))
+            np.testing.assert_allclose(np.exp(mechanism.log_posterior), 0.1)
+            assert mechanism.releases == 300
+        assert all(run == runs[0] for run in runs)
+        for row, release in zip(rows, runs[0], strict=True):
+            unanimous = abs(row.sum()) == num_subsets
+            assert release.kind == ("unanimous" if unanimous else "coin")
+            assert release.mi_nats == 0.0
+            if unanimous:
+                assert release.bit == row[0]
+
+    def test_coin_is_fair_and_ignores_the_data(self):
+        rng, lopsided = SecretRandom.from_seed(14), np.array([1] * 127 + [-1])
+        bits = []
+        for signs in (lopsided, -lopsided):
+            mechanism = PacZPL(128, 127, rng)
+            bits.append([mechanism.release(signs).bit for _ in range(4000)])
+        assert bits[0] == bits[1]
+        assert set(bits[0]) == {-1.0, 1.0}
+        assert abs(sum(bits[0])) < 4 * math.sqrt(4000)
+
+    def test_bad_arguments(self):
+        for num_subsets, secret in ((5, 0), (4, 4), (4, -1), (4, None)):
+            with pytest.raises(ValueError, match="must be"):
+                PacZPL(num_subsets, secret, SecretRandom.from_seed(0))
+        with pytest.raises(TypeError, match="rng"):
+            PacZPL(4, 0, None)
+
+
+class TestNonPrivate:
+    def test_each_mode(self):
+        rng = np.random.default_rng(15)
+        derivatives, member = rng.standard_normal(40).astype(np.float32), draw_membership(40, 4, rng)
+        for secret, flip in itertools.product(range(4), (1, -1)):
+            values, members = flip * derivatives, member[:, secret]
+            full, half = values.astype(float).mean(), values[members].astype(float).mean()
+            expected = {
+                "none": full,
+                "quant_full": np.sign(full),
+                "raw_half": half,
+                "quant_half": np.sign(half),
+            }
+            for mode, value in expected.items():
+                mechanism = NonPrivate(mode, members, SecretRandom.from_seed(0))
+                release = mechanism.release(values)
+                assert release.bit == pytest.approx(value, rel=1e-12, abs=0)
+                assert release.kind == "non-private"
+                assert release.mi_nats == mechanism.spent_nats == math.inf
+                assert mechanism.posterior is None
+            for mode, all_subsets in (("raw_half", subset_means), ("quant_half", subset_signs)):
+                exact = all_subsets(values, member)[secret]
+                assert NonPrivate(mode, members, rng).release(values).bit == exact
+        assert set(NON_PRIVATE_MODES) == {*expected, "random_sign"}
+
+    def test_random_sign_is_a_fair_coin(self):
+        runs = []
+        for values in (np.ones(3), -np.ones(3)):
+            mechanism = NonPrivate("random_sign", [True, False, True], SecretRandom.from_seed(16))
+            runs.append([mechanism.release(values).bit for _ in range(2000)])
+            assert mechanism.spent_nats == mechanism.release(values).mi_nats == 0.0
+        assert runs[0] == runs[1]
+        assert set(runs[0]) == {-1.0, 1.0}
+        assert abs(sum(runs[0])) < 4 * math.sqrt(2000)
+
+    def test_empty_subset_and_ties(self):
+        nobody, values = np.zeros(2, bool), np.array([-1.0, 1.0])
+        assert NonPrivate("raw_half", nobody, SecretRandom.from_seed(0)).release(values).bit == 0.0
+        assert NonPrivate("quant_half", nobody, SecretRandom.from_seed(0)).release(values).bit == 1.0
+        assert NonPrivate("quant_full", nobody, SecretRandom.from_seed(0)).release(values).bit == 1.0
+
+    def test_bad_arguments(self):
+        rng = SecretRandom.from_seed(0)
+        with pytest.raises(ValueError, match=r"random_sign.*got 'zpl'"):
+            NonPrivate("zpl", [True], rng)
+        for members in ([1, 0], [], [[True]]):
+            with pytest.raises(ValueError, match="members must be bool"):
+                NonPrivate("none", members, rng)
+        mechanism = NonPrivate("none", [True, False], rng)
+        for values in ([1.0, math.nan], [1.0], [1.0, 2.0, 3.0]):
+            with pytest.raises(ValueError, match="derivatives"):
+                mechanism.release(values)
+        assert mechanism.releases == 0
+
+
+def test_privacy_core_works_without_torch():
+    program = """
+import sys
+sys.modules["torch"] = None
+import numpy as np
+from paczo import bounds, mechanisms, pac_utils, randomness
+rng = randomness.SecretRandom.from_entropy()
+member = pac_utils.draw_membership(20, 4, np.random.default_rng(0))
+signs = pac_utils.subset_signs(np.linspace(-1, 1, 20), member)
+mechanism = mechanisms.PacMI(4, rng.uniform_index("secret", 0, 4), 0.3, 2, rng)
+assert mechanism.release(signs).bit in (-1.0, 1.0)
+assert bounds.posterior_success(mechanism.spent_nats) < 0.9
+del sys.modules["torch"]
+heavy = [name for name in sys.modules if name.partition(".")[0] in ("torch", "transformers")]
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120, cwd=Path(__file__).parents[2])

@@ -1,0 +1,192 @@
+"""The report: which run is which cell, means and missing ones, and pages that stand alone."""
+
+from __future__ import annotations
+
+import json
+import stat
+
+import pytest
+
+from paczo import report, report_tables
+from paczo.report_tables import Result, Table
+from scripts.make_cells import cells
+from src.records import RecordWriter
+from src.utils import UserError
+
+ROWS = {cell["run_id"]: cell for cell in cells()}
+
+
+def configuration(cell):
+    """What a run of the cell at the paper's settings writes, spelled out here on its own."""
+    number = {name: float(cell[name]) if cell[name] else None for name in ("lr", "clip", "mi", "epsilon")}
+    is_dp = cell["folder"] == "baselines"
+    found = {
+        "task_name": cell["task"],
+        "model_name": cell["model"],
+        "lora": cell["track"] == "lora",
+        "lora_r": int(cell["lora_r"] or 8),
+        "lora_alpha": 16.0,
+        "learning_rate": number["lr"],
+        "max_steps": int(cell["steps"]),
+        "seed": int(cell["seed"]),
+        "train_set_seed": int(cell["seed"]),
+        "num_train": 1000,
+        "num_dev": 500,
+        "num_eval": 1000,
+        "opt_bos": "<s>",
+        "zo_eps": 0.001,
+        "lr_scheduler_type": "constant" if is_dp else "polynomial",
+        "smoke": False,
+        "loss": "non_diff" if cell["task"] == "SQuAD" else "train_as_classification",
+    }
+    if is_dp:
+        dp = {"dp_k": int(cell["K"]), "dp_clip": 25.0, "dp_epsilon": number["epsilon"], "dp_delta": 1e-5}
+        return {**found, **dp, "dp_sample_rate": 0.064}
+    mechanism = {
+        "pac_m": int(cell["M"]),
+        "pac_k": int(cell["K"]),
+        "pac_clip": number["clip"],
+        "pac_mi": number["mi"],
+        "pac_zpl": cell["method"] == "pac-zpl",
+        "no_privacy": cell["method"] == "non-private",
+        "ablation": cell["ablation"] or None,
+    }
+    return {**found, **mechanism}
+
+
+def write_run(folder, name, score, **changes):
+    """A finished run; `changes` overwrite its configuration."""
+    cell = ROWS[name]
+    metric = "f1" if cell["task"] == "SQuAD" else "accuracy"
+    privacy = {
+        "mechanism": cell["method"],
+        "private": True,
+        "releases": {"unanimous": 3, "coin": 1},
+        "posterior_success_bound": 0.5,
+    }
+    metrics = {
+        "after": {"test": {"loss": 0.1, metric: score}, "dev": {}},
+        "privacy": privacy,
+        "steps": 4,
+        "configuration": {**configuration(cell), **changes},
+    }
+    path = folder / name
+    path.mkdir(parents=True)
+    (path / "metrics.json").write_text(json.dumps(metrics))
+    return path
+
+
+def page(tmp_path, *more):
+    output = tmp_path / "report"
+    folders = ["--runs", str(tmp_path / "runs"), "--published", str(tmp_path / "published")]
+    report.main([*folders, "--output", str(output), *more])
+    return (output / "report.md").read_text(), (output / "report.html").read_text()
+
+
+def test_a_run_of_every_cell_is_recognised_and_a_changed_one_is_not():
+    for cell in ROWS.values():
+        found = configuration(cell)
+        assert report_tables.is_cell(cell, found), cell["run_id"]
+        for name, value in {"learning_rate": 1.0, "num_train": 999, "model_name": "m", "seed": 77}.items():
+            assert not report_tables.is_cell(cell, {**found, name: value})
+        assert not report_tables.is_cell(cell, {**found, "smoke": True})
+
+
+def test_table_1_shows_means_the_papers_figures_and_what_is_missing(tmp_path):
+    for seed, score in ((0, 0.88), (1, 0.90), (2, 0.89)):
+        write_run(tmp_path / "runs", f"sst2_1p3b_ft_paczpl_s{seed}", score)
+    write_run(tmp_path / "runs", "squad_1p3b_lora_paczpl_s0", 0.5)
+    write_run(tmp_path / "runs", "sst2_1p3b_lora_paczpl_s1", 0.7, learning_rate=0.5)
+    text, web = page(tmp_path)
+    assert "| SST2 opt-1.3b ft | pac-zpl | 89.00 ± 1.00 | 3 of 3 | 88.99 ± 0.91 |" in text
+    assert "| SST2 opt-1.3b ft | pac-mi 0.33 | missing | 0 of 4 | 89.51 ± 1.12 |" in text
+    assert "| SQuAD opt-1.3b lora | pac-zpl | 50.00 | 1 of 1 | not known |" in text
+    assert "| SST2 opt-1.3b lora | pac-zpl | missing | 0 of 3 | not known |" in text
+    others = text.split("## Runs with other settings")[1]
+    row = "| sst2_1p3b_lora_paczpl_s1 | SST2 opt-1.3b lora | pac-zpl | 0.5 | 4 | 70.00 | 0.5000 | 0.75 |"
+    assert row in others
+    assert "sst2_1p3b_ft_paczpl_s0" not in others
+    assert "<td>89.00 ± 1.00</td>" in web
+
+
+def test_equal_attack_success_stands_in_one_row(tmp_path):
+    write_run(tmp_path / "runs", "plateau_sst2_1p3b_ft_mi0p33_s0", 0.9)
+    write_run(tmp_path / "runs", "dpzero_sst2_1p3b_ft_eps2p0_K1_T20k", 0.6)
+    write_run(tmp_path / "runs", "dpaggzo_sst2_1p3b_ft_eps2p0_K64_T1000", 0.8)
+    text, web = page(tmp_path)
+    table = text.split("## Table 3")[1].split("##")[0]
+    row = next(line for line in table.splitlines() if line.startswith("| 0.88 |"))
+    assert "0.33 nats: 90.00 (1 of 5)" in row
+    assert "epsilon 2.0, T=20000: 60.00 (1 of 1)" in row
+    assert "epsilon 2.0, T=1000: 80.00 (1 of 1)" in row
+    assert web.count("<svg") == 2, "the plateau and Table 3 are drawn"
+
+
+def test_the_page_stands_alone(tmp_path):
+    for number, run_id in enumerate(ROWS):
+        write_run(tmp_path / "runs", run_id, 0.5 + number / 1000)
+    measured = {
+        "before": [0.5, 0.6],
+        "num_train": 1000,
+        "rows": [
+            {
+                "method": "DPZero eps 2",
+                "learning_rate": 1e-3,
+                "tuning": {"0.001": 0.9},
+                "accuracy": [0.9, 0.8],
+                "evaluations": 200000,
+            }
+        ],
+    }
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published/learning_table.json").write_text(json.dumps(measured))
+    text, web = page(tmp_path)
+    assert web.count("<svg") == 9, "every table with numbers on an axis is drawn, and the learning task"
+    for outside in ("<script", "<link", "src=", "url(http"):
+        assert outside not in web
+    assert "missing" not in text
+    assert "| DPZero eps 2 | 85.0 ± 7.1 | 2 | 200,000 | 0.001 | 0.001: 90.0 |" in text
+    assert page(tmp_path)[0] == text
+
+
+def test_private_ledgers_only_when_asked(tmp_path):
+    folder = write_run(tmp_path / "runs", "sst2_1p3b_ft_pacmi_mi033_s0", 0.9)
+    writer = RecordWriter(folder / "private/ledger.jsonl", {"secret": 3})
+    for step in range(5):
+        release = {"kind": "noisy" if step % 2 else "unanimous", "noise_std": 31.25 if step % 2 else None}
+        writer.append({"step": step, "spent_nats": step / 10, "releases": [release]})
+    writer.close()
+    page(tmp_path)
+    assert not (tmp_path / "report/private.html").exists()
+    page(tmp_path, "--private")
+    private = tmp_path / "report/private.html"
+    assert stat.S_IMODE(private.stat().st_mode) == 0o600
+    assert "spent nats" in private.read_text()
+    assert "Do not publish" in private.read_text()
+    assert "spent nats" not in (tmp_path / "report/report.html").read_text()
+
+
+def test_an_empty_project_has_a_report_of_missing_cells(tmp_path):
+    text, web = page(tmp_path)
+    assert text.count("missing") > 80
+    assert "<svg" not in web
+
+
+def test_damaged_results_are_one_line(tmp_path):
+    path = write_run(tmp_path / "runs", "sst2_1p3b_ft_paczpl_s0", 0.5) / "metrics.json"
+    path.write_text("{}")
+    with pytest.raises(UserError, match=r"metrics\.json is not a run's metrics"):
+        page(tmp_path)
+    path.unlink()
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published/a.json").write_text("{")
+    with pytest.raises(UserError, match="is not JSON"):
+        page(tmp_path)
+
+
+def test_tables_escape_what_is_not_theirs():
+    table = Table(("a",), [("<b>|",)])
+    assert table.html() == "<table><tr><th>a</th></tr><tr><td>&lt;b&gt;|</td></tr></table>"
+    assert table.markdown().endswith("| <b>\\| |")
+    assert report_tables.unanimity({"privacy": {"releases": {"gaussian": 3}}}) is None
+    assert report_tables.score(Result("a", {"after": {"test": {"f1": 0.25}}}, None)) == 25.0

@@ -1,0 +1,321 @@
+"""A run that dies, at whatever instant, goes on as if it had not; what does not belong to it is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import lives
+import pytest
+import torch
+from lives import STEPS, live, make_trainer
+from transformers import TrainerState
+
+from paczo.randomness import SecretRandom
+from src.records import RecordError, read_records
+from src.utils import UserError
+from src.zo import ParameterSpace
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Died(BaseException):
+    """Stands for the process's death: no handler may catch it."""
+
+
+@contextmanager
+def dying_after(instants, monkeypatch):
+    """Dies at the given instant, of those before, within and after every write to disk or to the parameters."""
+    left = iter(range(instants - 1, -1, -1))
+
+    def tick():
+        if next(left, -1) == 0:
+            raise Died
+
+    def around(owner, name, half=None):
+        original = getattr(owner, name)
+
+        def wrapped(*args, **kwargs):
+            tick()
+            if half is not None and next(left, -1) == 0:
+                half(original, *args)
+                raise Died
+            result = original(*args, **kwargs)
+            tick()
+            return result
+
+        patch.setattr(owner, name, wrapped)
+
+    with monkeypatch.context() as patch:
+        around(os, "write", half=lambda write, descriptor, data: write(descriptor, data[: len(data) // 2]))
+        around(os, "fsync")
+        around(Path, "replace")
+        around(ParameterSpace, "apply")
+        around(torch, "save", half=lambda save, value, path: Path(path).write_bytes(b"torn"))
+        around(TrainerState, "save_to_json", half=lambda save, state, path: Path(path).write_text('{"global'))
+        around(shutil, "rmtree")
+        yield
+
+
+def outcome(folder):
+    return {name: (folder / name).read_bytes() for name in ("transcript.jsonl", "private/ledger.jsonl")}
+
+
+def checkpoints(folder):
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def history(trainer):
+    """The log without the library's clocks and the last summary, which is of one life only."""
+    return [
+        {name: value for name, value in entry.items() if "runtime" not in name and "per_second" not in name}
+        for entry in trainer.state.log_history
+        if "train_runtime" not in entry
+    ]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    return folder, live(folder)
+
+
+def die_and_resume(folder, rng, monkeypatch, deaths, longest=450, **changes):
+    """Lives of random length until `deaths` of them ended early, then one that may end; its trainer."""
+    for _ in range(deaths):
+        if not read_lines(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        with dying_after(rng.randrange(1, longest), monkeypatch), pytest.raises(Died):
+            live(folder, **changes)
+    return live(folder, **changes)
+
+
+def read_lines(folder):
+    path = folder / "private" / "ledger.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_fifty_deaths_change_nothing(uninterrupted, tmp_path, monkeypatch):
+    """45 injected deaths in one run of 200 steps; the killed processes are in the test below."""
+    folder, expected = uninterrupted
+    trainer = die_and_resume(tmp_path / "run", random.Random(5), monkeypatch, deaths=45)
+    assert outcome(tmp_path / "run") == outcome(folder)
+    assert torch.equal(trainer.model.weight, expected.model.weight)
+    assert trainer.privacy() == expected.privacy()
+    assert trainer.mechanism.state() == expected.mechanism.state()
+    assert history(trainer) == history(expected)
+    assert trainer.state.best_global_step == expected.state.best_global_step
+    assert checkpoints(tmp_path / "run") == checkpoints(folder)
+
+
+def test_killed_processes_change_nothing(uninterrupted, tmp_path):
+    folder, expected = uninterrupted
+    rng = random.Random(6)
+    run = tmp_path / "run"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(Path(lives.__file__))]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as server:
+        for target in (4, 41, 80, 121, 150, 180):
+            print(run, file=server.stdin, flush=True)
+            process = int(server.stdout.readline())
+            wait_for_lines(run / "transcript.jsonl", target)
+            time.sleep(rng.random() * 0.02)
+            os.kill(process, signal.SIGKILL)
+            assert int(server.stdout.readline()) == signal.SIGKILL, "the run was over before it was killed"
+        server.stdin.close()
+    assert target <= (run / "transcript.jsonl").read_bytes().count(b"\n") < STEPS
+    trainer = live(run)
+    assert outcome(run) == outcome(folder)
+    assert torch.equal(trainer.model.weight, expected.model.weight)
+    assert trainer.privacy() == expected.privacy()
+
+
+def wait_for_lines(path, count):
+    end = time.monotonic() + 60
+    while not path.exists() or path.read_bytes().count(b"\n") < count:
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("instant", range(1, 60, 3))
+def test_death_at_the_very_start(instant, tmp_path, monkeypatch):
+    """Ledger, header and first steps: every state resumes, or nothing was released and the run is refused."""
+    run = tmp_path / "run"
+    changes = {"max_steps": 4}
+    with dying_after(instant, monkeypatch):
+        try:
+            live(run, **changes)
+        except Died:
+            pass
+        else:
+            pytest.skip("the run has fewer instants")
+    reference = tmp_path / "reference"
+    live(reference, **changes)
+    if not read_lines(run):
+        assert not (run / "transcript.jsonl").exists()
+        with pytest.raises(RecordError):
+            make_trainer(run, **changes).train(resume_from_checkpoint=True)
+        return
+    live(run, **changes)
+    assert outcome(run) == outcome(reference)
+
+
+def test_no_release_is_made_twice_with_secrets_of_the_operating_system(tmp_path, monkeypatch):
+    """Every noise number is used for one published step only, and a step that died unpublished keeps its own."""
+    drawn = []
+    original = SecretRandom.standard_normal
+
+    def standard_normal(self, purpose, index):
+        value = original(self, purpose, index)
+        drawn.append((index, value))
+        return value
+
+    monkeypatch.setattr(SecretRandom, "standard_normal", standard_normal)
+    run = tmp_path / "run"
+    changes = {"pac_secret_seed": None, "max_steps": 60}
+    trainer = die_and_resume(run, random.Random(7), monkeypatch, deaths=12, longest=200, **changes)
+    lines = [line for line in read_records(run / "private" / "ledger.jsonl")[1:] if "step" in line]
+    assert [line["step"] for line in lines] == list(range(60))
+    noisy = [r for line in lines for r in line["releases"] if r["kind"] == "noisy"]
+    assert len({r["noisy_sign"] for r in noisy}) == len(noisy) > 5
+    assert len(set(drawn)) == len({index for index, _ in drawn}), "one release was given two different noises"
+    assert len(drawn) > len(noisy), "no release was ever made again, so nothing was tested"
+    assert sum(r["mi_nats"] for r in noisy) == pytest.approx(trainer.privacy()["spent_nats"], rel=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["pac_zpl", "none", "raw_half", "random_sign"])
+def test_the_other_mechanisms_resume_too(mode, tmp_path, monkeypatch):
+    private = {"pac_zpl": True} if mode == "pac_zpl" else {"no_privacy": True, "ablation": mode}
+    changes = {**private, "pac_mi": None, "max_steps": 40, "load_best_model_at_end": False}
+    expected = live(tmp_path / "one", **changes)
+    trainer = die_and_resume(tmp_path / "two", random.Random(8), monkeypatch, deaths=4, longest=200, **changes)
+    assert outcome(tmp_path / "one") == outcome(tmp_path / "two")
+    assert torch.equal(trainer.model.weight, expected.model.weight)
+    assert trainer.privacy() == expected.privacy()
+
+
+def stopped(folder, monkeypatch, instants=900, **changes):
+    with dying_after(instants, monkeypatch), pytest.raises(Died):
+        live(folder, **changes)
+    return folder
+
+
+def test_checkpoints_are_optional_and_any_complete_one_will_do(uninterrupted, tmp_path, monkeypatch):
+    folder, expected = uninterrupted
+    run = stopped(tmp_path / "run", monkeypatch)
+    assert checkpoints(run)
+    for change in ("none", "first", "torn"):
+        copy = shutil.copytree(run, tmp_path / change)
+        names = checkpoints(copy)
+        wanted = True
+        if change == "none":
+            shutil.rmtree(copy / "checkpoints")
+        elif change == "first":
+            wanted = str(copy / "checkpoints" / names[0])
+        else:
+            (copy / "checkpoints" / names[-1] / "trainer_state.json").write_text('{"global_step": ')
+        trainer = make_trainer(copy)
+        trainer.train(resume_from_checkpoint=wanted)
+        assert outcome(copy) == outcome(folder)
+        assert torch.equal(trainer.model.weight, expected.model.weight)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_steps": 250}, "max_steps differs: was 200, is 250"),
+        ({"learning_rate": 0.03}, "learning_rate differs"),
+        ({"pac_mi": 2.0}, "pac_mi differs"),
+        ({"pac_k": 1}, "pac_k|release that is recorded|differs"),
+        ({"seed": 43}, "membership"),
+        ({"weight_decay": 0.0}, "start differs"),
+        ({"pac_secret_seed": 12}, "its key"),
+        ({"pac_secret_seed": None}, "its secrets"),
+        ({"data_seed": 1}, "its data"),
+        ({"model_seed": 1}, "start differs"),
+        ({"lr_scheduler_type": "linear"}, "lr_scheduler_type differs"),
+        ({"zo_inplace": True}, "zo_inplace cannot be resumed"),
+    ],
+)
+def test_another_run_is_refused(changes, message, uninterrupted, tmp_path):
+    run = shutil.copytree(uninterrupted[0], tmp_path / "run")
+    before = outcome(run)
+    with pytest.raises(UserError, match=message):
+        make_trainer(run, **changes).train(resume_from_checkpoint=True)
+    assert outcome(run) == before
+
+
+def test_files_of_different_runs_or_moments_are_refused(uninterrupted, tmp_path, monkeypatch):
+    """Another ledger, a missing head, an older state of one file or both, a checkpoint of another run."""
+    run = stopped(tmp_path / "run", monkeypatch)
+    other = stopped(tmp_path / "other", monkeypatch, pac_secret_seed=13)
+    older = stopped(tmp_path / "older", monkeypatch, instants=300)
+    cases = {
+        "ledger": [("private/ledger.jsonl", other)],
+        "private": [("private/ledger.jsonl", other), ("private/head.json", other)],
+        "head": [("private/head.json", None)],
+        "transcript set back": [("transcript.jsonl", older)],
+        "both set back": [("transcript.jsonl", older), ("private/ledger.jsonl", older)],
+        "no transcript": [("transcript.jsonl", None)],
+        "no ledger": [("private/ledger.jsonl", None)],
+    }
+    for case, replacements in cases.items():
+        copy = shutil.copytree(run, tmp_path / case)
+        for name, source in replacements:
+            (copy / name).unlink()
+            if source is not None:
+                shutil.copy(source / name, copy / name)
+        with pytest.raises(RecordError):
+            live(copy) if case != "no ledger" else make_trainer(copy).train(resume_from_checkpoint=True)
+    weights = sorted(run.glob("checkpoints/*/model.safetensors"))[-1]
+    shutil.copy(sorted(other.glob("checkpoints/*/model.safetensors"))[0], weights)
+    with pytest.raises(RecordError, match="differs from the transcript in weight"):
+        live(run)
+
+
+def test_two_processes_cannot_continue_one_run(tmp_path, monkeypatch):
+    run = stopped(tmp_path / "run", monkeypatch)
+    first, second = make_trainer(run), make_trainer(run)
+    first._prepare_to_resume(True)
+    with pytest.raises(UserError, match="another process is writing"):
+        second.train(resume_from_checkpoint=True)
+    first.close_records()
+
+
+def test_a_trainer_trains_once_and_a_new_run_does_not_overwrite(uninterrupted, tmp_path):
+    run = shutil.copytree(uninterrupted[0], tmp_path / "run")
+    trainer = make_trainer(run)
+    with pytest.raises(UserError, match="holds another run"):
+        trainer.train()
+    with pytest.raises(UserError, match="has trained already"):
+        trainer.train()
+    with pytest.raises(UserError, match="is no complete checkpoint"):
+        make_trainer(run).train(resume_from_checkpoint=str(tmp_path))
+
+
+def test_the_command_lines_value_is_taken(uninterrupted, tmp_path):
+    folder, expected = uninterrupted
+    run = shutil.copytree(folder, tmp_path / "run")
+    trainer = make_trainer(run, resume_from_checkpoint="True")
+    trainer.train()
+    assert outcome(run) == outcome(folder)
+    assert torch.equal(trainer.model.weight, expected.model.weight)
+
+
+def test_training_with_a_recorded_transcript_and_no_data_gives_the_same_model(uninterrupted):
+    from src import transcript
+
+    folder, expected = uninterrupted
+    best = expected.state.best_global_step
+    model = transcript.replay(lives.base_model(), folder / "transcript.jsonl", steps=best)
+    assert torch.equal(model.weight, expected.model.weight)
+    assert json.loads((folder / "private" / "head.json").read_text())["lines"] == STEPS + 2

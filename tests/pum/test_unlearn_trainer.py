@@ -1,0 +1,251 @@
+"""The trainer around the inner methods: rows, reference, recipe, errors, and the check for identical results."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from itertools import pairwise
+
+import pytest
+import torch
+from builders import make_model, make_tokenizer
+
+from pum.unlearn import METHODS, get_method
+from pum.unlearn.base import Reference, token_nll
+from pum.unlearn.trainer import PairedRows, UnlearnArguments, UnlearnData, UnlearnTrainer
+from src.lora import add_lora
+from src.tofu_encoding import collate, encode_rows
+from src.utils import UserError
+
+NAMES = ["GradAscent", "GradDiff", "NPO", "DPO", "SimNPO", "RMU", "UNDIAL", "CEU", "WGA", "SatImp", "PDU"]
+FORGET = [
+    {"question": f"was the {a} film", "answer": f"it was {b} and {a}"}
+    for a, b in pairwise(["dull", "warm", "cold", "slow", "bright"])
+]
+RETAIN = [
+    {"question": f"was the {a} plot", "answer": f"so very {a}"}
+    for a in ["dull", "warm", "cold", "slow", "bright", "good", "bad"]
+]
+
+
+def make_data(refusals=("It was so bad",)):
+    tokenizer = make_tokenizer()
+    return UnlearnData(
+        encode_rows(tokenizer, FORGET, refusal_texts=list(refusals)), encode_rows(tokenizer, RETAIN)
+    )
+
+
+def make_args(folder, method="NPO", **settings):
+    settings = {
+        "learning_rate": 1e-3,
+        "num_train_epochs": 3,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "logging_strategy": "no",
+        **settings,
+    }
+    return UnlearnArguments(output_dir=str(folder), method=method, **settings)
+
+
+def mean_nll(model, rows):
+    with torch.no_grad():
+        batch = collate(rows)
+        nll, mask = token_nll(model(batch["input_ids"]).logits, batch["labels"])
+    return float(nll.sum() / mask.sum())
+
+
+def parameters(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_the_registry_names_eleven_methods():
+    assert list(METHODS) == NAMES
+    with pytest.raises(UserError, match=r"unknown unlearning method 'Npo'; known: GradAscent, .*PDU"):
+        get_method("Npo")
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_every_method_trains_in_place_and_forgets(method, tmp_path):
+    model, data = make_model("llama"), make_data()
+    before, start = mean_nll(model, data.forget), parameters(model)
+    trainer = UnlearnTrainer(model, make_args(tmp_path / method, method, num_train_epochs=10), data)
+    trainer.train()
+    assert trainer.model is model
+    assert not model.training
+    assert not torch.equal(parameters(model), start)
+    if method not in ("RMU", "SatImp", "PDU"):  # these do not aim at the answer's likelihood itself
+        assert mean_nll(model, data.forget) > before
+
+
+def test_pairs_come_from_a_generator_of_their_own():
+    data = make_data()
+    state = torch.get_rng_state()
+    drawn = [PairedRows(data, 1)[i]["retain"]["input_ids"] for i in range(4)]
+    assert torch.equal(torch.get_rng_state(), state)
+    rows = PairedRows(data, 1)
+    sequence = [rows[i % 4]["retain"]["input_ids"] for i in range(200)]
+    assert sequence[0] == drawn[0]
+    assert {tuple(ids) for ids in sequence} == {tuple(row["input_ids"]) for row in data.retain}
+
+
+def test_two_runs_are_equal_whatever_the_global_generator_does(tmp_path):
+    results = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        model = make_model("llama")
+        trainer = UnlearnTrainer(model, make_args(tmp_path / "a"), make_data())
+        torch.manual_seed(seed + 10)
+        trainer.train()
+        results.append(parameters(model))
+    assert torch.equal(*results)
+
+
+def test_accumulated_micro_batches_take_the_step_of_one_batch(tmp_path):
+    results = []
+    for batch, accumulation in ((4, 1), (2, 2)):
+        model = make_model("llama")
+        settings = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+        args = make_args(tmp_path, "NPO", alpha=0.0, optim="sgd", max_steps=1, warmup_epochs=0, **settings)
+        UnlearnTrainer(model, args, make_data()).train()
+        results.append(parameters(model))
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-7)
+
+
+def test_the_reference_stays_and_has_no_gradient():
+    model = make_model("opt").train()  # with dropout
+    batch = {"input_ids": torch.tensor([[0, 5, 6, 7]]), "attention_mask": torch.ones(1, 4, dtype=torch.int64)}
+    expected = copy.deepcopy(model).eval()(**batch).logits
+    reference = Reference(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    output = reference(**batch).logits
+    assert not output.requires_grad
+    assert model.training
+    torch.testing.assert_close(output, expected)
+
+
+def test_with_lora_the_reference_is_the_base_with_adapters_disabled():
+    model = make_model("llama")
+    batch = {"input_ids": torch.tensor([[0, 5, 6, 7]])}
+    base = model(**batch).logits
+    wrapped = add_lora(model)
+    reference = Reference(wrapped)
+    assert all("lora" in name for name in reference.parameters)
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3)
+    assert not torch.allclose(wrapped(**batch).logits, base)
+    torch.testing.assert_close(reference(**batch).logits, base)
+
+
+def test_only_methods_that_compare_hold_a_reference(tmp_path):
+    model = make_model("llama")
+
+    def has_reference(method, **settings):
+        return get_method(method)(make_args(tmp_path, method, **settings), model).reference is not None
+
+    assert [name for name in NAMES if has_reference(name)] == ["NPO", "DPO", "RMU", "UNDIAL"]
+    assert has_reference("GradDiff", retain_loss_type="KL")
+    assert not has_reference("GradDiff", retain_loss_type="KL", alpha=0.0)
+
+
+def test_defaults_are_the_specified_ones(tmp_path):
+    expected = {
+        "GradDiff": {"gamma": 1, "alpha": 1},
+        "NPO": {"beta": 0.1},
+        "DPO": {"beta": 0.1},
+        "SimNPO": {"beta": 4.5, "delta_simnpo": 0, "gamma": 0.125},
+        "RMU": {"rmu_coeff": 2},
+        "UNDIAL": {"beta": 10, "alpha": 0},
+        "WGA": {"beta": 1},
+        "SatImp": {"satimp_beta1": 5, "satimp_beta2": 1, "gamma": 0.1},
+        "PDU": {"pdu_step": 1},
+    }
+    for method, values in expected.items():
+        assert values.items() <= METHODS[method].defaults.items()
+    assert "alpha" not in METHODS["GradAscent"].defaults
+    for method in NAMES:
+        args = UnlearnArguments(output_dir=str(tmp_path), method=method, use_cpu=True)
+        assert args.num_train_epochs == (5 if method in ("WGA", "SatImp") else 10)
+        assert (args.learning_rate, args.weight_decay, args.optim) == (1e-5, 0.01, "adamw_torch")
+        assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 32
+
+
+def test_warm_up_is_one_epoch_and_at_most_half_of_the_run(tmp_path):
+    trainer = UnlearnTrainer(make_model("llama"), make_args(tmp_path, num_train_epochs=10), make_data())
+    trainer.train()
+    assert trainer.args.warmup_steps == 2  # four rows, batch 2
+    trainer = UnlearnTrainer(make_model("llama"), make_args(tmp_path, max_steps=1), make_data())
+    trainer.train()
+    assert trainer.args.warmup_steps == 0
+
+
+def test_pdu_moves_its_multiplier_after_the_warm_up(tmp_path):
+    args = make_args(tmp_path, "PDU", pdu_retain_loss_eps=0.0, pdu_warmup_epochs=1.0, num_train_epochs=1)
+    trainer = UnlearnTrainer(make_model("llama"), args, make_data())
+    retain_losses = []
+    original = trainer.method.retain_loss
+
+    def recording(model, rows):
+        loss = original(model, rows)
+        retain_losses.append(float(loss))
+        return loss
+
+    trainer.method.retain_loss = recording
+    trainer.train()
+    assert len(retain_losses) == 2
+    # The first step ends at half an epoch, within the warm-up; the second ends it.
+    assert trainer.method.alpha == pytest.approx(1.0 + retain_losses[1])
+
+
+def test_identical_results_of_two_methods_raise_a_warning(tmp_path):
+    def run(method, folder):
+        args = make_args(tmp_path / folder, method, learning_rate=0.0, weight_decay=0.0)
+        UnlearnTrainer(make_model("llama"), args, make_data()).train()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run("NPO", "first")
+        run("NPO", "again")
+    with pytest.warns(UserWarning, match="GradDiff ended with the same parameters as NPO in .*again"):
+        run("GradDiff", "other")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "MUON"}, "unknown unlearning method 'MUON'; known: GradAscent"),
+        ({"method": "GradDiff", "beta": 0.1}, "GradDiff has no setting beta; it has gamma, alpha"),
+        ({"method": "GradAscent", "alpha": 1.0}, "GradAscent has no setting alpha"),
+        ({"retain_loss_type": "MSE"}, "unknown retain_loss_type 'MSE': use NLL or KL"),
+        ({"beta": 0.0}, "beta must be positive"),
+        ({"warmup_epochs": -1.0}, "warmup_epochs must be at least 0"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        make_args(tmp_path, **{"method": "NPO", **settings})
+
+
+def test_wrong_data_are_refused(tmp_path):
+    data, model = make_data(), make_model("llama")
+    with pytest.raises(UserError, match="the forget set is empty"):
+        UnlearnTrainer(model, make_args(tmp_path), UnlearnData([], data.retain))
+    with pytest.raises(UserError, match="NPO needs a retain set"):
+        UnlearnTrainer(model, make_args(tmp_path), UnlearnData(data.forget, []))
+    with pytest.raises(UserError, match="DPO needs a refusal for each forget row"):
+        UnlearnTrainer(model, make_args(tmp_path, "DPO"), UnlearnData(data.retain, data.retain))
+    with pytest.raises(UserError, match="rmu_layer 7 is outside the model's 2 layers"):
+        UnlearnTrainer(model, make_args(tmp_path, "RMU", rmu_layer=7), data)
+
+
+def test_a_loss_that_is_not_finite_is_one_line(tmp_path):
+    model = make_model("llama")
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match="NPO: the loss of step 1 is nan; lower --learning_rate"):
+        UnlearnTrainer(model, make_args(tmp_path), make_data()).train()
