@@ -76,19 +76,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Time, print, and write the figures as JSON."""
     (args,) = Parser(BenchArguments).parse(argv)
     device, dtype = torch.device(args.device), PRECISIONS[args.dtype]
-    prompts = sst2_prompts(args)
+    prompts, tokenizer = sst2_prompts(args), word_tokenizer()
     memory = PeakMemory(device)
     model = build_model(args, device, dtype)
     labels = [index % 2 for index in range(args.n)]
     words = [[f"w{token}" for token in CANDIDATES]] * args.n
     texts = [" ".join(f"w{token}" for token in prompt) for prompt in prompts]
-    objective = CandidateScoring(model, word_tokenizer(), texts, words, labels, token_budget=args.token_budget)
+    objective = CandidateScoring(model, tokenizer, texts, words, labels, token_budget=args.token_budget)
     space = ParameterSpace(model, inplace=args.zo_inplace)
     step, floor = zeroth_order_step(space, objective), bare_passes(model, objective, device)
-    step(0)
-    floor()
     figures: dict[str, Any] = {"arguments": asdict(args), "tokens": objective.num_tokens, **machine(device)}
     figures["memory"] = memory_figures(args, model, space, objective, memory, lambda: step(1))
+    floor()
     times: dict[str, list[float]] = {"reference": [], "step": [], "floor": []}
     for repeat in range(max(args.repeats, args.reference_repeats)):
         if repeat < args.reference_repeats:
@@ -185,7 +184,10 @@ def memory_figures(
     memory: PeakMemory,
     step: Callable[[], None],
 ) -> dict[str, float]:
-    """Peak of a step in bytes beside weights + one snapshot + activations of one micro-batch."""
+    """Peak of a step in bytes beside weights + one snapshot + activations of one micro-batch.
+
+    These passes must be the first: later ones reuse what the allocator keeps.
+    """
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     trainable = sum(p.numel() * p.element_size() for p in space.parameters.values())
     snapshot = 0 if args.zo_inplace else trainable

@@ -1,7 +1,7 @@
-"""Sequences of token ids in micro-batches: sorted by length, padded on the right, held on the device.
+"""Sequences of token ids in micro-batches: sorted by length, padded on the right or packed, held on the device.
 
 A causal model's states at real tokens do not depend on what follows them, so right padding needs no attention
-mask.
+mask. Packed sequences lie one behind the other in one row (`src/packing.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-CPU_TOKEN_BUDGET = 256
+from src.packing import Layout
+
+CPU_TOKEN_BUDGET = 2048
 CUDA_TOKEN_BUDGET = 32768
 # One more micro-batch costs about as much as this many more tokens of padding.
 BATCH_OVERHEAD_TOKENS = 28
@@ -37,17 +39,21 @@ class MicroBatch:
 
     Attributes:
         rows: int64 (B,), which of the table's sequences these are.
-        input_ids: int64 (B, L), padded on the right.
+        input_ids: int64 (B, L), padded on the right; (1, T) where packed.
         positions: int64 (2, P), row and column of each scored hidden state.
+        owners: int64 (P,), which of the table's sequences it belongs to.
         targets: int64 (P,), the token that the hidden state predicts.
         lengths: int64 (B,), real tokens of each sequence.
+        layout: of packed sequences, None for padded ones.
     """
 
     rows: Tensor
     input_ids: Tensor
     positions: Tensor
+    owners: Tensor
     targets: Tensor
     lengths: Tensor
+    layout: Layout | None = None
 
 
 class TokenTable:
@@ -71,25 +77,60 @@ class TokenTable:
             self.ids[row, : len(sequence.ids)] = sequence.ids
         self.num_tokens = int(self.lengths.sum())
 
-    def micro_batches(self, token_budget: int, rows: Indices | None = None) -> list[MicroBatch]:
-        """Micro-batches of at most `token_budget` padded tokens (or one sequence) over `rows` (None: all)."""
+    def micro_batches(
+        self, token_budget: int, rows: Indices | None = None, *, packed: bool = False
+    ) -> list[MicroBatch]:
+        """Micro-batches of at most `token_budget` tokens, padding included, or of one sequence.
+
+        Args:
+            rows: the sequences, None for all.
+            packed: one behind the other in one row, instead of padded.
+        """
         chosen = np.arange(len(self.lengths)) if rows is None else rows
         chosen = chosen[np.argsort(self.lengths[chosen], kind="stable")]
-        cuts = partition(self.lengths[chosen], token_budget)
-        return [self._cut(chosen[begin:end]) for begin, end in itertools.pairwise(cuts)]
+        cuts = (even_cuts if packed else partition)(self.lengths[chosen], token_budget)
+        return [self._cut(chosen[begin:end], packed) for begin, end in itertools.pairwise(cuts)]
 
-    def _cut(self, rows: Indices) -> MicroBatch:
+    def _cut(self, rows: Indices, packed: bool) -> MicroBatch:
         width = int(self.lengths[rows[-1]])
         columns = np.arange(self.ids.shape[1])
         scored = (columns >= self.starts[rows, None] - 1) & (columns < self.ends[rows, None] - 1)
         positions = np.stack(np.nonzero(scored))
-        targets = self.ids[rows[positions[0]], positions[1] + 1]
-        return MicroBatch(
-            *(
-                torch.from_numpy(array).to(self.device)
-                for array in (rows, self.ids[rows, :width], positions, targets, self.lengths[rows])
-            )
-        )
+        owners = rows[positions[0]]
+        targets = self.ids[owners, positions[1] + 1]
+        ids, lengths = self.ids[rows, :width], self.lengths[rows]
+        layout = None
+        if packed:
+            layout = Layout.of(lengths, self.device)
+            ids = ids[np.arange(width) < lengths[:, None]][None]
+            begins = np.cumsum(lengths) - lengths
+            positions = np.stack([np.zeros_like(owners), begins[positions[0]] + positions[1]])
+
+        def put(array: Indices) -> Tensor:
+            return torch.from_numpy(array).to(self.device)
+
+        return MicroBatch(put(rows), put(ids), put(positions), put(owners), put(targets), put(lengths), layout)
+
+
+def even_cuts(lengths: Indices, token_budget: int) -> list[int]:
+    """Cut sequences into the fewest runs of at most `token_budget` tokens (or one sequence), evenly filled."""
+    _check_budget(token_budget)
+    ends = np.r_[0, np.cumsum(lengths)]
+    fewest = len(_filled(ends, token_budget))
+    low, high = 0, token_budget
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if len(_filled(ends, middle)) > fewest else (low, middle)
+    return _filled(ends, high)
+
+
+def _filled(ends: Indices, limit: int) -> list[int]:
+    """Cuts of runs that are each filled up to `limit` tokens."""
+    cuts, last = [0], len(ends) - 1
+    while cuts[-1] < last:
+        reached = int(np.searchsorted(ends, ends[cuts[-1]] + limit, side="right")) - 1
+        cuts.append(max(reached, cuts[-1] + 1))
+    return cuts
 
 
 def partition(lengths: Indices, token_budget: int) -> list[int]:
@@ -98,8 +139,7 @@ def partition(lengths: Indices, token_budget: int) -> list[int]:
     Each run costs its padded tokens, at most `token_budget` unless it is one sequence, and
     `BATCH_OVERHEAD_TOKENS`; dynamic programming over the runs' ends finds the cheapest.
     """
-    if token_budget < 1:
-        raise ValueError(f"token_budget must be at least 1, got {token_budget}")
+    _check_budget(token_budget)
     count = len(lengths)
     if count == 0:
         return [0]
@@ -119,8 +159,13 @@ def partition(lengths: Indices, token_budget: int) -> list[int]:
     return cuts[::-1]
 
 
+def _check_budget(token_budget: int) -> None:
+    if token_budget < 1:
+        raise ValueError(f"token_budget must be at least 1, got {token_budget}")
+
+
 def default_token_budget(model: nn.Module, device: torch.device) -> int:
-    """Padded tokens of a micro-batch: what saturates a CPU's caches, or what half of a GPU's free memory holds.
+    """Tokens of a micro-batch: what keeps a CPU's cores busy, or what half of a GPU's free memory holds.
 
     Without gradients one layer's activations are alive at a time: about 12 hidden and 3 feed-forward vectors a
     token.

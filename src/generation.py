@@ -17,7 +17,7 @@ from src.scoring import restricted_head
 from src.utils import encode
 
 # A step of the decoding takes one token a row, so that a CPU wants many more rows than in a forward pass.
-CPU_BUDGET_FACTOR = 32
+CPU_BUDGET_FACTOR = 4
 # Rows that are done leave a batch together once they are this share of it: leaving copies the others' cache.
 LEAVING_SHARE = 0.2
 

@@ -34,14 +34,7 @@ class LearningTask:
         """Balanced fresh sentences; different seeds give different ones."""
         sentences, labels = draw_sentences(num_samples, np.random.default_rng(seed))
         prompts = [f"{sentence} It was" for sentence in sentences]
-        return CandidateScoring(
-            self.model,
-            self.tokenizer,
-            prompts,
-            [CANDIDATES] * num_samples,
-            labels,
-            token_budget=8192,
-        )
+        return CandidateScoring(self.model, self.tokenizer, prompts, [CANDIDATES] * num_samples, labels)
 
 
 def draw_sentences(count: int, rng: np.random.Generator) -> tuple[list[str], list[int]]:

@@ -79,7 +79,7 @@ class CandidateScoring(Objective):
 
     def micro_batches(self) -> list[MicroBatch]:
         """What goes through the model together in a pass over all samples; prompts where candidates share them."""
-        return self._scorer.table.micro_batches(self.token_budget)
+        return self._scorer.micro_batches(self.token_budget)
 
     def predictions(self) -> Tensor:
         """int64 (N,), the best-scored candidate of each sample, the first among equals."""

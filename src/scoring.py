@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from src.batching import Indices, MicroBatch, ScoredSequence, TokenTable
+from src.packing import can_pack, packed
 
 Groups = Sequence[Sequence[ScoredSequence]]
 
@@ -26,6 +27,7 @@ class Scorer:
     """
 
     table: TokenTable
+    packable = True
 
     def __init__(self, model: nn.Module, groups: Groups, device: torch.device) -> None:
         self.model = model
@@ -33,6 +35,7 @@ class Scorer:
         self.width = max(len(group) for group in groups)
         counts = np.array([len(group) for group in groups])
         self.present = torch.from_numpy(np.arange(self.width) < counts[:, None]).to(device)
+        self._packs = self.packable and can_pack(model, max(len(s.ids) for group in groups for s in group))
         self._plan: tuple[int, list[Any]] | None = None
 
     @property
@@ -51,7 +54,11 @@ class Scorer:
         return self._scores(self._plan[1], None)
 
     def _make_plan(self, token_budget: int, rows: Indices | None) -> list[Any]:
-        return self.table.micro_batches(token_budget, rows)
+        return self.micro_batches(token_budget, rows)
+
+    def micro_batches(self, token_budget: int, rows: Indices | None = None) -> list[MicroBatch]:
+        """What goes through the model together: packed where the model allows it."""
+        return self.table.micro_batches(token_budget, rows, packed=self._packs)
 
     def _scores(self, plan: list[Any], rows: Indices | None) -> Tensor:
         raise NotImplementedError
@@ -95,14 +102,14 @@ class SequenceScorer(Scorer):
 
     def _make_plan(self, token_budget: int, rows: Indices | None) -> list[MicroBatch]:
         chosen = None if rows is None else np.flatnonzero(np.isin(self.owner, rows))
-        return self.table.micro_batches(token_budget, chosen)
+        return self.micro_batches(token_budget, chosen)
 
     @torch.no_grad()
     def _scores(self, plan: list[MicroBatch], rows: Indices | None) -> Tensor:
         totals = torch.zeros_like(self.lengths)
         for batch in plan:
             logits = scored_logits(self.model, batch)
-            totals.index_add_(0, batch.rows[batch.positions[0]], token_log_probs(logits, batch.targets))
+            totals.index_add_(0, batch.owners, token_log_probs(logits, batch.targets))
         scores = torch.full(self.present.shape, float("-inf"), device=self.device)
         scores.masked_scatter_(self.present, totals / self.lengths)
         return scores if rows is None else scores[torch.from_numpy(rows).to(self.device)]
@@ -113,6 +120,8 @@ class BranchScorer(Scorer):
 
     The prompt's keys and values are computed once a sample and repeated for its candidates.
     """
+
+    packable = False  # the cache needs a row a sample
 
     def __init__(self, model: nn.Module, groups: Groups, device: torch.device) -> None:
         super().__init__(model, groups, device)
@@ -137,7 +146,7 @@ class BranchScorer(Scorer):
         # Candidates' copies of the prompt's keys and values count towards the budget.
         share = max(1, token_budget // self.width)
         plan = []
-        for batch in self.table.micro_batches(share, rows):
+        for batch in self.micro_batches(share, rows):
             chosen = batch.rows.cpu().numpy()
             tails = torch.from_numpy(self.tails[chosen]).to(self.device)
             plan.append((batch, tails, torch.from_numpy(self.tail_lengths[chosen]).to(self.device)))
@@ -188,9 +197,12 @@ def scored_logits(model: nn.Module, batch: MicroBatch, vocabulary: Tensor | None
 
     The model's own forward runs, so whatever it does after its head (scaling, soft caps) is done here too.
     """
+    layout = batch.layout
     with restricted_head(model, batch.positions, vocabulary):
-        logits = model(input_ids=batch.input_ids, use_cache=False).logits
-    return logits
+        if layout is None:
+            return model(input_ids=batch.input_ids, use_cache=False).logits
+        with packed(model, layout):
+            return model(input_ids=batch.input_ids, position_ids=layout.position_ids, use_cache=False).logits
 
 
 @contextmanager

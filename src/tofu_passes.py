@@ -56,7 +56,7 @@ def teacher_forced(
             columns = _token_columns(scored_logits(model, batch), batch.targets).cpu().double().numpy()
             if np.isnan(columns).any():
                 raise UserError("the model gives NaN, so it cannot be evaluated; see how it was trained")
-            rows = batch.rows[batch.positions[0]].cpu().numpy()
+            rows = batch.owners.cpu().numpy()
             for index in np.unique(rows):
                 log_probs[index] = list(columns[:, rows == index])
     return [Scored(values[0], values[1].astype(bool), values[2]) for values in log_probs]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 BLOCK_SIZE = 1 << 22
 CACHED_ELEMENTS = 1 << 24
+MOST_DRAWERS = 8  # threads that draw noise on a CPU, a block of 16 MiB each
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ class ParameterSpace:
         kept = self._noise if small and seed == self._noise_seed else None
         noise = iter(kept) if kept is not None else _drawn((seed, *block) for block in blocks)
         if small and kept is None:
-            self._noise, self._noise_seed = list(noise), seed
+            self._noise, self._noise_seed = [block.clone() for block in noise], seed
             noise = iter(self._noise)
         for block in blocks:
             _add(block.values, next(noise), scale)
@@ -209,27 +210,38 @@ def _add(values: Tensor, noise: Tensor, scale: float) -> None:
 
 
 def _drawn(jobs: Iterable[tuple[int, int, Tensor]]) -> Iterator[Tensor]:
-    """The noise of each (seed, block number, block) in order; on a CPU, threads draw some blocks ahead."""
-    pending: deque[Future[Tensor]] = deque()
+    """The noise of each (seed, block number, block) in order, each valid until the next is asked for.
+
+    On a CPU, threads draw some blocks ahead, into a few buffers that are used again and again.
+    """
+    pending: deque[tuple[Tensor, Future[Tensor]]] = deque()
+    free: list[Tensor] = []
     for seed, number, values in jobs:
         if values.is_cuda:
-            yield _noise_block(seed, number, values.numel(), values.device)
+            yield _fill(torch.empty(values.numel(), device=values.device), seed, number)
             continue
-        pending.append(_pool().submit(_noise_block, seed, number, values.numel(), values.device))
-        if len(pending) > torch.get_num_threads():
-            yield pending.popleft().result()
+        buffer = free.pop() if free else torch.empty(BLOCK_SIZE, device=values.device)
+        pending.append((buffer, _pool().submit(_fill, buffer[: values.numel()], seed, number)))
+        if len(pending) > _num_drawers():
+            buffer, noise = pending.popleft()
+            yield noise.result()
+            free.append(buffer)
     while pending:
-        yield pending.popleft().result()
+        yield pending.popleft()[1].result()
+
+
+def _num_drawers() -> int:
+    return min(torch.get_num_threads(), MOST_DRAWERS)
 
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="directions")
+    return ThreadPoolExecutor(_num_drawers(), thread_name_prefix="directions")
 
 
-def _noise_block(seed: int, number: int, size: int, device: torch.device) -> Tensor:
-    generator = torch.Generator(device).manual_seed(seed + number)
-    return torch.empty(size, device=device).normal_(generator=generator)
+def _fill(noise: Tensor, seed: int, number: int) -> Tensor:
+    """Standard normal numbers, in place."""
+    return noise.normal_(generator=torch.Generator(noise.device).manual_seed(seed + number))
 
 
 def _flatten(members: Sequence[nn.Parameter], device: torch.device, dtype: torch.dtype) -> Tensor:

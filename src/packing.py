@@ -1,0 +1,119 @@
+"""Sequences of different lengths in one row, one behind the other, without padding.
+
+The linear layers, where the time goes, then see real tokens only, and many at once. Attention runs through the
+library's own SDPA function on each group of equally long sequences. That needs a model whose layers mix tokens in
+transformers' attention interface and nowhere else, and which takes `position_ids`; `can_pack` finds out.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+NAME = "packed_sdpa"
+# Configuration entries by which a layer may look at less than the whole sequence.
+WINDOWS = ("sliding_window", "attention_chunk_size")
+
+
+class PackingUnsupported(ValueError):
+    """The model's attention wants more than packed sequences can give."""
+
+
+@dataclass
+class Layout:
+    """Where the sequences of a packed row lie.
+
+    Attributes:
+        spans: (first token, number of sequences, length of each) of each group of equally long neighbours.
+        position_ids: int64 (1, T), each token's place in its own sequence.
+        calls: attention calls made with this layout so far.
+    """
+
+    spans: list[tuple[int, int, int]]
+    position_ids: Tensor
+    calls: int = field(default=0, compare=False)
+
+    @classmethod
+    def of(cls, lengths: NDArray[np.int64], device: torch.device) -> Layout:
+        """The layout of sequences that lie in this order; few groups where equal lengths are neighbours."""
+        changes = np.flatnonzero(np.diff(lengths)) + 1
+        firsts, lasts = np.r_[0, changes], np.r_[changes, len(lengths)]
+        begins = np.r_[0, np.cumsum(lengths)]
+        spans = [(int(begins[a]), int(b - a), int(lengths[a])) for a, b in zip(firsts, lasts, strict=True)]
+        positions = np.arange(begins[-1]) - np.repeat(begins[:-1], lengths)
+        return cls(spans, torch.from_numpy(positions)[None].to(device))
+
+
+_layout: ContextVar[Layout | None] = ContextVar("packed layout", default=None)
+
+
+def _packed_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Causal attention inside each sequence: query (1, H, T, d), key and value (1, H_kv, T, d) to (1, T, H, d)."""
+    layout = _layout.get()
+    if layout is None or attention_mask is not None:
+        raise PackingUnsupported("the attention has a mask of its own" if layout else "no layout is set")
+    layout.calls += 1
+    parts = []
+    for begin, count, length in layout.spans:
+        q, k, v = (
+            tensor[0, :, begin : begin + count * length].unflatten(1, (count, length)).transpose(0, 1)
+            for tensor in (query, key, value)
+        )
+        parts.append(sdpa_attention_forward(module, q, k, v, None, **kwargs)[0].flatten(0, 1))
+    return torch.cat(parts)[None], None
+
+
+AttentionInterface.register(NAME, _packed_attention)
+
+
+@contextmanager
+def packed(model: nn.Module, layout: Layout) -> Iterator[None]:
+    """Inside, the model's attention treats its one row as the sequences of `layout`."""
+    config: Any = model.config
+    before, token = config._attn_implementation, _layout.set(layout)
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+        _layout.reset(token)
+
+
+@torch.no_grad()
+def can_pack(model: nn.Module, longest: int) -> bool:
+    """Whether sequences of up to `longest` tokens may be packed on this model, without a change of its losses.
+
+    On a CPU only: on a GPU one call a length costs more than the little padding of sorted samples. A pass over
+    two short sequences must reach the attention function once in each layer, and bring no mask.
+    """
+    config: Any = getattr(model, "config", None)
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if next(model.parameters()).device.type != "cpu" or getattr(config, "_attn_implementation", None) != "sdpa":
+        return False
+    if "position_ids" not in inspect.signature(base.forward).parameters:
+        return False
+    windows = [getattr(config, name, None) for name in WINDOWS]
+    if any(window is not None and window < longest for window in windows):
+        return False
+    layout = Layout.of(np.array([1, 2]), torch.device("cpu"))
+    try:
+        with packed(model, layout):
+            ids = torch.zeros_like(layout.position_ids)
+            model(input_ids=ids, position_ids=layout.position_ids, use_cache=False)
+    except PackingUnsupported:
+        return False
+    return layout.calls == getattr(config, "num_hidden_layers", None)
