@@ -24,6 +24,7 @@ from baselines.accounting import noise_multiplier
 from paczo.bounds import success_for_epsilon
 from paczo.randomness import SecretRandom
 from src.objectives import Objective
+from src.processes import on_first
 from src.utils import UserError
 from src.zo_trainer import ZOArguments, ZOTrainer, two_point_derivatives
 
@@ -95,8 +96,7 @@ class DPZOTrainer(ZOTrainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(model, args, train_dataset, eval_dataset, **kwargs)
-        seed = args.dp_secret_seed
-        self._random = SecretRandom.from_entropy() if seed is None else SecretRandom.from_seed(seed)
+        self._random = SecretRandom.of_run(args.dp_secret_seed, on_first)
         try:
             self.noise_multiplier = noise_multiplier(
                 args.dp_epsilon, delta=args.dp_delta, sample_rate=args.dp_sample_rate, steps=args.max_steps

@@ -20,6 +20,7 @@ from paczo.pac_utils import clip_derivatives, draw_membership, subset_signs
 from paczo.publishing import model_card, public_folder, write_card
 from paczo.randomness import SecretRandom
 from src.objectives import Objective
+from src.processes import on_first
 from src.records import Record, RecordError, link
 from src.transcript import Transcript, check_same, load
 from src.zo import StepRecord
@@ -66,8 +67,7 @@ class PACTrainer(ZOTrainer):
             sampling_rate=args.pac_sampling_rate,
             disjoint_pairs=args.pac_disjoint_pairs,
         )
-        seed = args.pac_secret_seed
-        self._random = SecretRandom.from_entropy() if seed is None else SecretRandom.from_seed(seed)
+        self._random = SecretRandom.of_run(args.pac_secret_seed, on_first)
         self._secret = self._random.uniform_index("secret", 0, args.pac_m)
         self.mechanism = self._make_mechanism()
         self.releases: Counter[str] = Counter()
@@ -203,8 +203,6 @@ class PACTrainer(ZOTrainer):
         self._seal()
 
     def end_records(self, trainable_checksum: str | None) -> None:
-        if self._ended:
-            return
         assert self._ledger is not None
         assert self.transcript is not None
         if self._past_ledger is None or not self._past_ledger.ended:
@@ -266,6 +264,8 @@ class PACTrainer(ZOTrainer):
         self._write_card(self.args.output_dir)
 
     def _write_card(self, folder: str | Path | None) -> None:
+        if not self.args.should_save:  # one of several processes saves
+            return
         library = "peft" if isinstance(self.model, PeftModel) else "transformers"
         write_card(str(folder), model_card(self.privacy(), self.public_header(), library=library))
 

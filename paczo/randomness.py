@@ -7,6 +7,7 @@ from here: whoever can recompute this stream knows the secret.
 import hashlib
 import operator
 import os
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -48,6 +49,15 @@ class SecretRandom:
         text = str(operator.index(seed)).encode()
         key = hashlib.blake2b(text, digest_size=_KEY_BYTES, person=b"paczo-seed").digest()
         return cls(key, reproducible=True)
+
+    @classmethod
+    def of_run(cls, seed: int | None, share: Callable[[Callable[[], bytes]], bytes]) -> "SecretRandom":
+        """A run's stream, from entropy where `seed` is None, else from it.
+
+        `share(make)` gives each of the run's processes what `make()` gives in the first, so that all draw alike.
+        """
+        own = cls.from_entropy() if seed is None else cls.from_seed(seed)
+        return cls(share(own.export_key), reproducible=own.reproducible)
 
     @property
     def reproducible(self) -> bool:

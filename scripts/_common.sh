@@ -9,6 +9,7 @@
 #   RUN_ID         name of the folder in result/runs
 #   OVERWRITE=1    replaces the run in that folder
 #   RESUME=1       goes on with the interrupted run in that folder
+#   NUM_GPUS       processes that share the samples, one a GPU
 #   PYTHON         interpreter to run; unset: .venv, made on first use
 set -euo pipefail
 
@@ -43,7 +44,6 @@ run_module() {
         printf '\n'
         return
     fi
-    [ "${NUM_GPUS:-1}" = 1 ] || fail "NUM_GPUS=$NUM_GPUS: this trainer runs on one process; unset NUM_GPUS"
     choose_interpreter
     TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-true} exec "$PYTHON" -m "$@"
 }
@@ -108,7 +108,7 @@ task_options() {
 }
 
 run_cell() {
-    local options=() module=paczo.run_paczo
+    local options=() launcher=() module=paczo.run_paczo
     if [ -n "${SMOKE:-}" ] && [ "$SMOKE" != 0 ]; then
         shrink
         options+=(--smoke)
@@ -127,7 +127,8 @@ run_cell() {
             ;;
         *) fail "METHOD=$METHOD is unknown: use pac-mi, pac-zpl, non-private, dpzero or dp-aggzo" ;;
     esac
-    run_module "$module" \
+    if [ "${NUM_GPUS:-1}" != 1 ]; then launcher=(scripts.launch "$NUM_GPUS"); fi
+    run_module ${launcher[@]+"${launcher[@]}"} "$module" \
         --output_dir "result/runs/$RUN_ID" \
         --task_name "$TASK" --model_name "$MODEL" --dtype "$DTYPE" --opt_bos "$OPT_BOS" \
         --num_train "$NUM_TRAIN" --num_dev "$NUM_DEV" --num_eval "$NUM_EVAL" \

@@ -80,9 +80,11 @@ class GenerationF1(Objective):
         return [text.split("\n")[0].strip() for text in texts]
 
     def losses(self, samples: Samples | None = None) -> Tensor:
-        rows = as_rows(samples)
+        return self._spread(self._losses, as_rows(samples))
+
+    def _losses(self, rows: Indices | None) -> Tensor:
         chosen = range(len(self)) if rows is None else rows.tolist()
-        pairs = zip(self.texts(samples), chosen, strict=True)
+        pairs = zip(self.texts(rows), chosen, strict=True)
         return torch.tensor([-f1_score(text, self.answers[row]) for text, row in pairs], dtype=torch.float32)
 
     def metrics(self) -> dict[str, float]:

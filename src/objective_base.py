@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from src.batching import Indices, default_token_budget
+from src.processes import place, spread
 
 Samples = Sequence[int] | Tensor | Indices
 ResultT = TypeVar("ResultT")
@@ -51,6 +52,12 @@ class Objective(Dataset[int]):
     def metrics(self) -> dict[str, float]:
         """Scores by name, "loss" (the mean) among them, all from one pass."""
         return {"loss": float(self.losses().mean())}
+
+    def _spread(self, evaluate: Callable[[Indices | None], Tensor], rows: Indices | None) -> Tensor:
+        """`evaluate(rows)`, None for all samples, shared among the run's processes; on the CPU."""
+        if place()[1] == 1:
+            return evaluate(rows).cpu()
+        return spread(evaluate, np.arange(len(self)) if rows is None else rows, self.device)
 
     def _pass(self, run: Callable[[int], ResultT]) -> ResultT:
         """`run(token_budget)` in evaluation mode; out of memory on a GPU, again with half the budget."""

@@ -70,7 +70,7 @@ class CandidateScoring(Objective):
 
     def _scores(self, rows: Indices | None = None) -> Tensor:
         """float32 (N, most candidates), -inf where a sample has fewer, on the CPU."""
-        return self._pass(lambda budget: self._scorer.scores(budget, rows)).cpu()
+        return self._spread(lambda some: self._pass(lambda budget: self._scorer.scores(budget, some)), rows)
 
     def losses(self, samples: Samples | None = None) -> Tensor:
         rows = as_rows(samples)
@@ -117,8 +117,9 @@ class AnswerLikelihood(Objective):
         self.num_tokens = self._scorer.num_tokens
 
     def losses(self, samples: Samples | None = None) -> Tensor:
-        rows = as_rows(samples)
-        return -self._pass(lambda budget: self._scorer.scores(budget, rows))[:, 0].cpu()
+        return -self._spread(
+            lambda some: self._pass(lambda budget: self._scorer.scores(budget, some))[:, 0], as_rows(samples)
+        )
 
 
 def joined(

@@ -24,6 +24,7 @@ from src.digest import configuration_digest, digest_path
 from src.lora import LoraSettings, add_lora
 from src.models import load_model
 from src.objectives import Objective
+from src.processes import is_first, on_first
 from src.tasks import LOSSES, Splits, Task, get_task
 from src.utils import UserError, precision, versions, write_json
 from src.zo_trainer import ZOArguments
@@ -86,7 +87,7 @@ def run(
     make_trainer: Callable[..., Any],
     words: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Train and evaluate once; returns what is written to `metrics.json`.
+    """Train and evaluate once; returns what is written to `metrics.json` (in the run's first process).
 
     Args:
         settings, args: what to run.
@@ -113,7 +114,7 @@ def run(
     run_dir = Path(str(args.output_dir))
     resume = args.resume_from_checkpoint not in (None, "False", "false", "")
     check = _check_resumable if resume else check_run_dir
-    check(run_dir, overwrite=settings.overwrite_output_dir)
+    on_first(lambda: check(run_dir, overwrite=settings.overwrite_output_dir))
     model, tokenizer = load_trainable(settings, args)
     train, dev, test = _objectives(settings, task, loss, splits, model, tokenizer)
     public = {
@@ -124,11 +125,13 @@ def run(
     }
     trainer = make_trainer(model, args, train, dev, processing_class=tokenizer, public=public)
     if not resume:  # not before all that can be wrong is known to be right: it may remove an old run
-        prepare_run_dir(run_dir, overwrite=settings.overwrite_output_dir, smoke=settings.smoke)
+        on_first(lambda: prepare_run_dir(run_dir, overwrite=settings.overwrite_output_dir, smoke=settings.smoke))
     begin = time.perf_counter()
     before = {**trainer.evaluate(), **trainer.evaluate(test, metric_key_prefix="test")}
     trainer.train()
     after = {**trainer.evaluate(), **trainer.evaluate(test, metric_key_prefix="test")}
+    if not is_first():
+        return {}
     metrics = {
         "before": _scores(before),
         "after": _scores(after),
@@ -155,6 +158,7 @@ def _facts(trainer: Any, seconds: float) -> dict[str, Any]:
             "per_step_median": statistics.median(trainer.step_seconds) if trainer.step_seconds else None,
         },
         "device": _device_name(trainer.args.device),
+        "processes": trainer.args.world_size,
         "versions": versions(),
     }
 

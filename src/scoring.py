@@ -36,7 +36,7 @@ class Scorer:
         counts = np.array([len(group) for group in groups])
         self.present = torch.from_numpy(np.arange(self.width) < counts[:, None]).to(device)
         self._packs = self.packable and can_pack(model, max(len(s.ids) for group in groups for s in group))
-        self._plan: tuple[int, list[Any]] | None = None
+        self._plan: tuple[tuple[int, bytes | None], list[Any]] | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -45,13 +45,12 @@ class Scorer:
     def scores(self, token_budget: int, rows: Indices | None = None) -> Tensor:
         """float32 (samples, most candidates) on the model's device, -inf where a sample has fewer.
 
-        `rows` are the samples, None for all N. The micro-batches of all are kept between calls.
+        `rows` are the samples, None for all N. The last call's micro-batches are kept for the next one.
         """
-        if rows is not None:
-            return self._scores(self._make_plan(token_budget, rows), rows)
-        if self._plan is None or self._plan[0] != token_budget:
-            self._plan = (token_budget, self._make_plan(token_budget, None))
-        return self._scores(self._plan[1], None)
+        key = (token_budget, None if rows is None else rows.tobytes())
+        if self._plan is None or self._plan[0] != key:
+            self._plan = (key, self._make_plan(token_budget, rows))
+        return self._scores(self._plan[1], rows)
 
     def _make_plan(self, token_budget: int, rows: Indices | None) -> list[Any]:
         return self.micro_batches(token_budget, rows)

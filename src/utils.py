@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,6 +14,8 @@ from typing import Any, NoReturn
 import torch
 from transformers import HfArgumentParser, PreTrainedTokenizerBase
 
+# A launcher ends all processes once one of them has ended: the others wait for the first one to speak.
+SILENT_SECONDS = 3
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -45,11 +48,14 @@ def one_line(error: BaseException) -> str:
 
 
 def run_cli(main: Callable[[], None]) -> NoReturn:
-    """Run an entry point: `UserError` becomes one line on stderr and exit code 2."""
+    """Run an entry point: `UserError` becomes one line on stderr (of a run's first process) and exit code 2."""
     try:
         main()
     except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {one_line(error)}", file=sys.stderr)
+        else:
+            time.sleep(SILENT_SECONDS)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

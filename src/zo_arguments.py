@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 from src.utils import UserError
@@ -27,8 +28,8 @@ class ZOArguments(TrainingArguments):
             raise UserError(f"max_steps must be at least 1, got {self.max_steps}; every step uses the whole set")
         if self.gradient_accumulation_steps != 1:
             raise UserError("gradient_accumulation_steps must be 1: a step has no gradient to accumulate")
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError("this trainer runs on one process; unset NUM_GPUS")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available():
+            self.use_cpu = True  # or the library sees one process and no group
         super().__post_init__()
         self.max_grad_norm = 0.0
         self._n_gpu = min(self.n_gpu, 1)  # otherwise Trainer wraps the model in DataParallel

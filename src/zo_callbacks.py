@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from src.processes import check_equal
 from src.utils import UserError
 from src.zo import frozen_checksum
 
@@ -39,6 +40,7 @@ class FirstStepGuard(TrainerCallback):
         self._done = True
         trainable, frozen = self._checksums()
         assert self._before is not None
+        check_equal("parameters after the first step", trainable + frozen)
         if frozen != self._before[1]:
             raise UserError("the first step changed parameters that are frozen; the run stops")
         if trainable == self._before[0]:
@@ -63,16 +65,16 @@ class EndOfRecords(TrainerCallback):
     ) -> None:
         # A run that died after its last checkpoint has no step left to make.
         if state.global_step >= state.max_steps:
-            self._trainer.end_records(self._trainer.space.checksum())
+            self._trainer.finish(self._trainer.space.checksum())
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if control.should_training_stop:
-            self._trainer.end_records(self._trainer.space.checksum())
+            self._trainer.finish(self._trainer.space.checksum())
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # Another callback may stop the training after the end of an epoch.
-        self._trainer.end_records(None)
+        self._trainer.finish(None)

@@ -17,6 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from src.checkpoints import Checkpoint, check_weights, choose_checkpoint
 from src.fingerprint import data_fingerprint
 from src.objectives import Objective
+from src.processes import check_equal, is_first, on_first, place
 from src.records import Record, RecordError
 from src.transcript import Transcript, TranscriptWriter, check_same, header, load
 from src.utils import UserError
@@ -50,6 +51,10 @@ class ZOTrainer(Trainer):
     transcript and compared with it; the trainer's own state comes from it. The recorded steps after it (all of
     them where there is no checkpoint) pass through the library's loop without a forward pass, so that
     schedule, evaluations, checkpoints and callbacks are those of the uninterrupted run.
+
+    Under `accelerate launch` each process evaluates a share of the samples (`src/processes.py`). The methods
+    that keep records or draw secrets run in the first process only: `release`, `load_records`,
+    `start_records`, `publish`, `end_records`, `close_records`, `unpublished`, `recorded_loss`.
 
     Args:
         public: facts for the transcript's header, e.g. the base model's name.
@@ -126,7 +131,8 @@ class ZOTrainer(Trainer):
         try:
             return super().train(self._prepare_to_resume(wanted), *args, **kwargs)
         finally:
-            self.close_records()
+            if is_first():
+                self.close_records()
 
     def _prepare_to_resume(self, wanted: str | bool | None) -> str | None:
         """Reads and checks what is there; returns the checkpoint's path for the base class."""
@@ -138,7 +144,7 @@ class ZOTrainer(Trainer):
         if self.optimizer is not None:
             raise UserError("resume with a new trainer over the base model")
         self._resuming = True
-        self._past = self.load_records()
+        self._past = on_first(self.load_records)
         steps = [] if self._past is None else self._past.steps
         found = choose_checkpoint(self.run_dir / "checkpoints", None if text in ("True", "true") else text)
         if found is not None and found.step > len(steps):
@@ -165,11 +171,16 @@ class ZOTrainer(Trainer):
         self.transcript.append(record)
 
     def end_records(self, trainable_checksum: str | None) -> None:
-        """Closes the transcript, once."""
+        """Writes the transcript's closing line."""
+        assert self.transcript is not None
+        self.transcript.end(trainable_checksum)
+
+    def finish(self, trainable_checksum: str | None) -> None:
+        """`end_records`, once."""
         if not self._ended:
+            check_equal("trained parameters", str(trainable_checksum))
+            on_first(lambda: self.end_records(trainable_checksum))
             self._ended = True
-            assert self.transcript is not None
-            self.transcript.end(trainable_checksum)
 
     def close_records(self) -> None:
         """Closes the files."""
@@ -195,21 +206,33 @@ class ZOTrainer(Trainer):
             self.zo_optimizer = ZOOptimizer(self.space, lr=self.args.learning_rate)
             self.optimizer = self.zo_optimizer
             head = header(self.model, self.space, self.public_header())
-            if self._past is None:
-                self.start_records(head)
+            past = self._past
+            if past is None:
+                on_first(lambda: self.start_records(head))
             else:
-                self._continue(self._past, head)
+                on_first(lambda: check_same(past, head))
+                self._catch_up(past)
+                on_first(lambda: self._reopen(past))
         return self.optimizer
 
-    def _continue(self, past: Transcript, head: Record) -> None:
-        """Brings the parameters to the checkpoint's and opens the transcript behind its last line."""
-        check_same(past, head)
+    def _catch_up(self, past: Transcript) -> None:
+        """Brings the parameters to the checkpoint's."""
         if self._past_checkpoint is not None:
             for record in past.steps[: self._past_checkpoint.step]:
                 self.space.apply(record)
-            check_weights(self._past_checkpoint.path, self.space.parameters)
         self._ended = past.end is not None
+
+    def _reopen(self, past: Transcript) -> None:
+        """Opens the transcript behind its last line, if the parameters are the checkpoint's."""
+        if self._past_checkpoint is not None:
+            check_weights(self._past_checkpoint.path, self.space.parameters)
         self.transcript = TranscriptWriter.resume(past)
+
+    def _wrap_model(self, model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        """No `DistributedDataParallel`: there are no gradients to reduce, and its buckets are a model's size."""
+        if place()[1] > 1:
+            model._is_accelerate_prepared = True  # type: ignore[assignment]
+        return super()._wrap_model(model, *args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Parameters come from the transcript: see `_continue`."""
@@ -236,25 +259,23 @@ class ZOTrainer(Trainer):
                     f"{self._past.path}: step {step} has other seeds or another rate than these settings give"
                 )
             self.zo_optimizer.queue(record)
-            return self._loss(self.recorded_loss(step))
+            return self._loss(on_first(lambda: self.recorded_loss(step)))
         if self._ended:
             self.control.should_training_stop = True
-            return self._loss(self.recorded_loss(step))
+            return self._loss(on_first(lambda: self.recorded_loss(step)))
         return self._loss(self._new_step(step, seeds, rate))
 
     def _new_step(self, step: int, seeds: tuple[int, ...], rate: float) -> float:
         begin = time.perf_counter()
-        coefficients = self.unpublished(step)
+        coefficients, self.step_loss = on_first(lambda: (self.unpublished(step), self.recorded_loss(step)))
         if coefficients is None:
             derivatives, self.step_loss = self._derivatives(step, seeds)
-            coefficients = self.release(step, derivatives)
-        else:
-            self.step_loss = self.recorded_loss(step)
+            coefficients = on_first(lambda: self.release(step, derivatives))
         if coefficients is None:
             self.control.should_training_stop = True
         else:
             record = StepRecord(step, seeds, coefficients, rate)
-            self.publish(record)
+            on_first(lambda: self.publish(record))
             self.zo_optimizer.queue(record)
         self.step_seconds.append(time.perf_counter() - begin)
         return self.step_loss

@@ -173,7 +173,7 @@ def test_smoke_shrinks_generation_and_directions():
         (CELL, {"TRACK": "prefix"}, "TRACK=prefix is unknown"),
         (DP_CELL, {"TRACK": "lora"}, "TRACK=lora needs LORA_R"),
         (CELL, {"LOSS": "mse"}, "LOSS=mse is unknown"),
-        (CELL, {"NUM_GPUS": "2", "DRY_RUN": ""}, "runs on one process"),
+        (CELL, {"NUM_GPUS": "two", "DRY_RUN": "", "PYTHON": sys.executable}, "NUM_GPUS must be a whole number"),
     ],
 )
 def test_wrong_variables_are_one_line(script, variables, message):

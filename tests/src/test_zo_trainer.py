@@ -212,12 +212,6 @@ def test_settings_that_make_no_sense_are_refused(settings, message, tmp_path):
         arguments(tmp_path, **settings)
 
 
-def test_several_processes_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="runs on one process"):
-        arguments(tmp_path)
-
-
 def test_there_must_be_a_run_to_resume(tmp_path, tokenizer):
     model = make_model("opt")
     trainer = ZOTrainer(model, arguments(tmp_path), objective_of(model, tokenizer))
