@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ RECORDED_SETTINGS = (
     "lr_scheduler_kwargs",
     "warmup_steps",
 )
+REMEDY = "lower the learning rate, or use float32 or bfloat16"
 
 
 class ZOTrainer(Trainer):
@@ -312,11 +314,14 @@ class ZOTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """The metrics of the dataloader's `Objective`, all from one pass."""
+        """The metrics of the dataloader's `Objective`, all from one pass; a loss that is not finite is refused."""
         objective = dataloader.dataset
         if not isinstance(objective, Objective):
             raise UserError(f"evaluation needs an Objective, got {type(objective).__name__}")
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in objective.metrics().items()}
+        found = objective.metrics()
+        if not math.isfinite(found["loss"]):
+            raise UserError(f"{metric_key_prefix}: losses are NaN or infinite; {REMEDY}")
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=len(objective))
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -336,10 +341,7 @@ def two_point_derivatives(
     for losses in (plus, minus):
         bad = int((~torch.isfinite(losses)).sum())
         if bad:
-            raise UserError(
-                f"step {step}: {bad} of {len(losses)} losses are NaN or infinite; lower the learning rate,"
-                " or use float32 or bfloat16"
-            )
+            raise UserError(f"step {step}: {bad} of {len(losses)} losses are NaN or infinite; {REMEDY}")
         if not may_be_zero and not losses.any():
             raise UserError(f"step {step}: all {len(losses)} losses are zero; check the labels and the prompts")
     return ((plus - minus) / (2 * eps)).float().numpy()

@@ -67,6 +67,34 @@ def shifted_losses(z, scale):
     return objective(model).losses().double().numpy()
 
 
+def test_a_sample_without_a_finite_loss_counts_as_zero(tmp_path):
+    """It must not stop the run: that would tell that a secret batch holds it."""
+    run = trainer(tmp_path, dp_sample_rate=1.0, dp_k=2)
+    run.create_optimizer()
+    losses = run.train_dataset.losses
+    whole, _ = run._derivatives(0, (3, 4))
+
+    def broken(samples):
+        values = losses(samples)
+        values[5], values[7] = math.nan, math.inf
+        return values
+
+    run.train_dataset.losses = broken
+    found, _ = run._derivatives(0, (3, 4))
+    whole[:, [5, 7]] = 0.0
+    np.testing.assert_array_equal(found, whole)
+    assert np.abs(whole).sum(axis=1).min() > 0
+
+
+def test_a_diverging_run_stops_at_the_dev_set(tmp_path):
+    model = make_model("opt")
+    args = arguments(tmp_path, learning_rate=1e30, eval_strategy="steps", eval_steps=2)
+    run = DPZOTrainer(model, args, objective(model), objective(model))
+    with pytest.raises(UserError, match="eval: losses are NaN or infinite; lower the learning rate"):
+        run.train()
+    assert len(transcript.read(tmp_path / "transcript.jsonl")[1]) == 2
+
+
 @pytest.mark.parametrize("directions", [1, 3])
 def test_a_run_is_the_recipe(directions, tmp_path):
     """The first release and the first two steps' parameters, from the formula."""
