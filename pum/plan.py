@@ -25,6 +25,7 @@ class NoisePlan:
         round_factor: by which the thresholds grow each further round.
         schedule, sensitivity_source: where noise and sensitivities come from, in words.
         total: sensitivity of all parameters together, where the user states one.
+        is_clipped: whether the thresholds alone keep every term's parameters within its sensitivity.
     """
 
     thresholds: dict[int | None, float]
@@ -36,6 +37,7 @@ class NoisePlan:
     schedule: str = "manual"
     sensitivity_source: str = "none"
     total: float | None = None
+    is_clipped: bool = False
     warnings: list[str] = field(default_factory=list)
 
     def thresholds_of_round(self, index: int) -> Thresholds:
@@ -78,6 +80,7 @@ def make_plan(
         (width, min(plan.sigmas[group] for group in members))
         for members, width in zip(term_groups, term_widths, strict=True)
     ]
+    plan.is_clipped = _is_clipped(plan, term_groups, term_widths, args.rounds_R)
     if args.copies_m == 1 and any(plan.sigmas.values()):
         raise UserError("copies_m 1 has no zero-sum noise: use at least 2 copies, or sigma 0 and jitter_tau")
     return plan
@@ -173,6 +176,21 @@ def _terms(
     plan.covered = set(groups) if total is not None else set(found)
     combined = total if total is not None else math.sqrt(sum(width**2 for width in found.values()))
     return [list(groups)], [combined]
+
+
+def _is_clipped(
+    plan: NoisePlan, groups: Sequence[Sequence[int | None]], widths: Sequence[float], rounds: int
+) -> bool:
+    """Whether 2 C of each term's covered groups together is within its sensitivity, in mean square over rounds."""
+    tables = [plan.thresholds_of_round(index) for index in range(rounds)]
+    for members, width in zip(groups, widths, strict=True):
+        covered = [group for group in members if group in plan.covered]
+        if any(group not in plan.thresholds for group in covered):
+            return False
+        mean_square = sum((2.0 * table[group]) ** 2 for table in tables for group in covered) / rounds
+        if mean_square > width**2 * (1.0 + 1e-9):
+            return False
+    return bool(widths)
 
 
 def _calibrate(args: PUMArguments, groups: list[list[int | None]], widths: list[float], plan: NoisePlan) -> None:

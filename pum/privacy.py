@@ -32,14 +32,15 @@ def report(
     total = sum(count for _, count in sizes.values())
     bare = {n: c for n, (group, c) in sizes.items() if plan.sigmas[group] == 0.0 and plan.jitter == 0.0}
     unbounded = {name: count for name, (group, count) in sizes.items() if group not in plan.covered}
-    enforced = bool(plan.thresholds) and reference_is_public
+    enforced = plan.is_clipped and reference_is_public
     joint = _joint(plan, args)
     from_entropy = not secrets.startswith("reproducible")
+    # Only where the bound holds without an assumption, for all that is published; sigma_rms tells theta's size.
+    holds = enforced and joint["epsilon"] is not None and not unbounded and not args.sigma_rms
     return {
         "protected": "the server's centre: two centres are neighbours within the sensitivities, layer by layer",
         "secrets": secrets,
-        # Only where the bound holds without an assumption, for all that is published.
-        "private": from_entropy and enforced and joint["epsilon"] is not None and not unbounded,
+        "private": from_entropy and holds,
         "copies_m": args.copies_m,
         "rounds_R": args.rounds_R,
         "alpha_min": args.alpha_min,
@@ -71,6 +72,11 @@ def _why_enforced(plan: NoisePlan, reference_is_public: bool) -> str:
         return "no sensitivity is given"
     if not plan.thresholds:
         return "the centre is not clipped: that centres differ by no more is an assumption"
+    if not plan.is_clipped:
+        return (
+            "the thresholds allow more than the sensitivity that is stated: that centres differ by no more is an"
+            " assumption"
+        )
     if not reference_is_public:
         return (
             "the clipping reference is the protected model itself, which it is always near: that centres differ by"

@@ -31,6 +31,7 @@ from pum.noise import SecretSource, ZeroSumStream, draw_alphas, jitter_noise
 from pum.plan import NoisePlan, make_plan
 from pum.privacy import report
 from pum.reparam import Disguise, check_model
+from pum.unlearn import get_method
 from pum.unlearn.trainer import UnlearnArguments, UnlearnData, UnlearnTrainer, record_fingerprint
 from src.lora import LoraSettings, add_lora
 from src.models import load_model
@@ -80,8 +81,10 @@ class PUMTrainer(Trainer):
     ) -> None:
         if hasattr(model, "peft_config"):
             raise UserError("PUM publishes a plain model: merge the adapters first; the client may use --lora")
-        if inner is None and data is None:
-            raise UserError("PUM needs forget and retain rows, or an inner routine of its own")
+        if inner is None:
+            if data is None:
+                raise UserError("PUM needs forget and retain rows, or an inner routine of its own")
+            get_method(args.method).check(args, model, data)
         # The base makes the output folder: what can be refused is refused before.
         self.args, self.model, self.data, self.tokenizer = args, model, data, processing_class
         self.inner = inner or self._unlearn
@@ -286,8 +289,9 @@ class PUMTrainer(Trainer):
 
     def _unlearn(self, model: nn.Module, run_dir: Path, max_steps: int) -> None:
         """The client of the default run: an `UnlearnTrainer` without checkpoints, the same rows for every copy."""
-        assert self.data is not None
         args = self.args
+        assert self.data is not None
+        assert args.data_seed is not None
         settings = {item.name: getattr(args, item.name) for item in fields(UnlearnArguments) if item.init}
         settings |= {
             "output_dir": str(run_dir),
@@ -296,9 +300,9 @@ class PUMTrainer(Trainer):
             "eval_strategy": "no",
             "load_best_model_at_end": False,
             "fingerprint": False,
-            # The affine case cancels only if all copies of a round see the same batches.
-            "seed": args.seed + self.round_index,
-            "data_seed": (args.seed if args.data_seed is None else args.data_seed) + self.round_index,
+            # The affine case cancels only if all copies of a round see the same batches. What a method draws
+            # once a run (RMU's direction) hangs on the seed, which stays.
+            "data_seed": args.data_seed + self.round_index,
         }
         trained: nn.Module = model
         if args.lora:

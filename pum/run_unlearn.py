@@ -69,9 +69,9 @@ def unlearn(argv: Sequence[str]) -> None:
     run, lora, args = Parser((RunArguments, LoraArguments, UnlearnArguments)).parse(argv)
     loaded = load(run, args.device)
     data = unlearn_data(loaded, run, args)
-    prepare_folder(Path(args.output_dir), run)
     model = lora.wrap(loaded.model, args.seed)
     trainer = UnlearnTrainer(model, args, data, processing_class=loaded.tokenizer)
+    prepare_folder(Path(args.output_dir), run)
     seconds = timed_training(trainer)
     extra = {"method": args.method, "kind": "plain", "lora": lora.lora}
     metrics = finish(model, loaded, run, args, train_seconds=seconds, extra=extra)
@@ -103,9 +103,9 @@ def _finetune(run: RunArguments, lora: LoraArguments, args: FinetuneArguments, *
         if run.forget_path is None and not run.holdout_rows and run.max_retain is None:
             rows = full_rows(run.data_dir)  # in the data set's own order
     encoded = loaded.encode(rows, run)
-    prepare_folder(Path(args.output_dir), run)
     model = lora.wrap(loaded.model, args.seed)
     trainer = FinetuneTrainer(model, args, encoded, processing_class=loaded.tokenizer)
+    prepare_folder(Path(args.output_dir), run)
     seconds = timed_training(trainer)
     extra = {"kind": f"fine-tuned on {kind}", "lora": lora.lora}
     is_retain = kind == "retain"

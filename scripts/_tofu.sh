@@ -7,19 +7,25 @@
 #   DRY_RUN=1      prints the commands and runs nothing
 #   PYTHON         interpreter to run; unset: .venv, made on first use
 # Lists are words separated by spaces. A path must not hold a space.
+caller=$PWD
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 smoke=""
 if [ -n "${SMOKE:-}" ] && [ "$SMOKE" != 0 ]; then
     smoke=1
+    # Of models so small, threads that wait for each other cost more than they save.
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     DATA_DIR=${DATA_DIR:-$here/../src/sample_data}
 fi
 source "$here/_common.sh"
 
+# _common.sh changes the folder: a path given relative to the caller's, as an absolute one.
+from_caller() { (cd "$caller" && absolute "$1"); }
+
 MODELS=${MODELS:-open-unlearning/tofu_Llama-3.2-1B-Instruct_full}
 METHODS=${METHODS:-$DEFAULT_METHODS}
 SPLITS=${SPLITS:-forget10}
-RETAIN_LOG=${RETAIN_LOG:-}
-BASE_MODEL=${BASE_MODEL:-}
+RETAIN_LOG=$(from_caller "${RETAIN_LOG:-}")
+BASE_MODEL=$(from_caller "${BASE_MODEL:-}")
 OUTPUT=${OUTPUT:-saves}
 SEED=${SEED:-0}
 DTYPE=${DTYPE:-float32}
@@ -93,7 +99,7 @@ prepare_split() {
         made=$(run_module pum.run_unlearn tiny "${common[@]}" | tail -n 1)
         if [ -n "${DRY_RUN:-}" ]; then
             echo "$made"
-            made=$OUTPUT/tiny/DIGEST
+            made=saves/tiny/DIGEST
         fi
         model=$made/full
         name=tiny
@@ -120,7 +126,7 @@ run_all() {
     local command=$1 suffix=$2 chosen model name split method task log before common options tables
     for chosen in $MODELS; do
         for split in $SPLITS; do
-            model=$chosen
+            model=$(from_caller "$chosen")
             tables=()
             common_options
             prepare_split

@@ -2,7 +2,7 @@
 # PUM: unlearn TOFU's forget set on perturbed, disguised copies and merge; then the table beside the plain runs.
 # Each value can be overridden: PUM_COPIES_M=8 METHODS="NPO GradDiff" bash scripts/tofu_pum.sh
 #   SMOKE=1 bash scripts/tofu_pum.sh     tiny models of the sample data; needs no download
-# Lists of numbers or folders are YAML or JSON lists; null leaves a value open.
+# Lists of numbers or folders are YAML or JSON lists; null leaves a value open. Folders in a list are absolute.
 set -euo pipefail
 DEFAULT_METHODS=NPO # the inner handlers
 source "$(dirname "${BASH_SOURCE[0]}")/_tofu.sh"
@@ -23,6 +23,7 @@ PUM_CENTER_CLIP_Q=${PUM_CENTER_CLIP_Q:-0.95}
 PUM_CENTER_CLIP_KAPPA=${PUM_CENTER_CLIP_KAPPA:-1.25}
 PUM_CENTER_CLIP_GAMMA=${PUM_CENTER_CLIP_GAMMA:-1.3}
 PUM_CENTER_CLIP_REF_MODELS=${PUM_CENTER_CLIP_REF_MODELS:-null}
+PUM_CENTER_REFERENCE=${PUM_CENTER_REFERENCE:-null} # public model that the first round clips around
 # Calibrated noise
 PUM_PER_LAYER_NOISE=${PUM_PER_LAYER_NOISE:-true}
 DP_EPSILON=${DP_EPSILON:-null}
@@ -33,10 +34,9 @@ DP_SENS_PER_LAYER_L2=${DP_SENS_PER_LAYER_L2:-null}
 DP_SENS_TOTAL_L2=${DP_SENS_TOTAL_L2:-null}
 DP_USE_WORSTCASE_ALPHA=${DP_USE_WORSTCASE_ALPHA:-true}
 DP_ACCOUNTING=${DP_ACCOUNTING:-paper}
-# Manual noise
+# Manual noise; where neither PUM_SIGMA nor a target is given, a share of the weights' root mean square
+if [ -z "${PUM_SIGMA:-}" ] && [ "$DP_EPSILON" = null ]; then PUM_SIGMA_RMS=${PUM_SIGMA_RMS:-0.01}; fi
 PUM_SIGMA=${PUM_SIGMA:-0.0}
-# In the place of PUM_SIGMA: a share of the weights' root mean square.
-if [ "$PUM_SIGMA" = 0.0 ] && [ "$DP_EPSILON" = null ]; then PUM_SIGMA_RMS=${PUM_SIGMA_RMS:-0.01}; fi
 PUM_SIGMA_RMS=${PUM_SIGMA_RMS:-null}
 PUM_SIGMA_PER_LAYER=${PUM_SIGMA_PER_LAYER:-null}
 # Inner unlearning and robustness
@@ -58,6 +58,7 @@ pum() {
         --center_clip_quantile_q "$PUM_CENTER_CLIP_Q" --center_clip_quantile_kappa "$PUM_CENTER_CLIP_KAPPA" \
         --center_clip_round_gamma "$PUM_CENTER_CLIP_GAMMA" \
         --center_clip_ref_model_paths "$PUM_CENTER_CLIP_REF_MODELS" \
+        --center_reference_model_path "$(from_caller "$PUM_CENTER_REFERENCE")" \
         --per_layer_noise "$PUM_PER_LAYER_NOISE" --dp_epsilon "$DP_EPSILON" --dp_delta "$DP_DELTA" \
         --dp_rdp_orders "$DP_RDP_ORDERS" --dp_per_layer_allocation "$DP_PER_LAYER_ALLOC" \
         --dp_sensitivity_per_layer_l2 "$DP_SENS_PER_LAYER_L2" --dp_sensitivity_total_l2 "$DP_SENS_TOTAL_L2" \

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -74,10 +75,17 @@ class GenerationF1(Objective):
         """The answers, in sample order or in that of `samples`."""
         rows = as_rows(samples)
         chosen = np.arange(len(self)) if rows is None else rows
-        tokens = self._pass(lambda budget: self._generate(chosen, budget)).cpu().numpy()
-        kept = [row[: int(np.argmax(row < 0))] if (row < 0).any() else row for row in tokens]
-        texts = self.tokenizer.batch_decode(kept, skip_special_tokens=True)
-        return [text.split("\n")[0].strip() for text in texts]
+        tokens = self._pass(
+            lambda budget: generate_tokens(
+                self.model,
+                self._table,
+                chosen,
+                max_new_tokens=self.max_new_tokens,
+                stops=self._stops,
+                token_budget=budget,
+            )
+        )
+        return [text.split("\n")[0].strip() for text in decoded(self.tokenizer, tokens)]
 
     def losses(self, samples: Samples | None = None) -> Tensor:
         return self._spread(self._losses, as_rows(samples))
@@ -91,29 +99,52 @@ class GenerationF1(Objective):
         loss = float(self.losses().mean())
         return {"loss": loss, "f1": -loss}
 
-    def _generate(self, rows: Indices, token_budget: int) -> Tensor:
-        """int64 (rows, max_new_tokens): the new tokens of each row, -1 behind its end."""
-        order = np.argsort(self._table.lengths[rows], kind="stable")
-        cuts = partition(self._table.lengths[rows[order]] + self.max_new_tokens, token_budget)
-        result = torch.full((len(rows), self.max_new_tokens), -1, device=self.device)
-        for begin, end in itertools.pairwise(cuts):
-            places = order[begin:end]
-            result[torch.from_numpy(places).to(self.device)] = self._generate_batch(rows[places])
-        return result
 
-    def _generate_batch(self, rows: Indices) -> Tensor:
-        lengths = self._table.lengths[rows]
-        width = int(lengths.max())
-        padded = np.zeros((len(rows), width), dtype=np.int64)
-        real = np.arange(width) >= width - lengths[:, None]
-        padded[real] = self._table.ids[rows][np.arange(self._table.ids.shape[1]) < lengths[:, None]]
-        return greedy(
-            self.model,
-            torch.from_numpy(padded).to(self.device),
-            torch.from_numpy(real).to(self.device),
-            self.max_new_tokens,
-            self._stops,
+@torch.no_grad()
+def generate_tokens(
+    model: nn.Module,
+    prompts: TokenTable,
+    rows: Indices,
+    *,
+    max_new_tokens: int,
+    stops: Tensor,
+    token_budget: int,
+) -> Tensor:
+    """Greedy continuations, sorted by length into batches: int64 (rows, max_new_tokens), -1 behind a row's end.
+
+    Args:
+        model: a causal LM in evaluation mode.
+        rows: which of the prompts, in the order of the result.
+        stops: bool (V,), tokens that end a row and are not part of it.
+        token_budget: prompt and new tokens of a batch, padding included.
+    """
+    order = np.argsort(prompts.lengths[rows], kind="stable")
+    cuts = partition(prompts.lengths[rows[order]] + max_new_tokens, token_budget)
+    result = torch.full((len(rows), max_new_tokens), -1, device=prompts.device)
+    for begin, end in itertools.pairwise(cuts):
+        places = order[begin:end]
+        padded, real = (
+            torch.from_numpy(array).to(prompts.device) for array in _left_padded(prompts, rows[places])
         )
+        put = torch.from_numpy(places).to(prompts.device)
+        result[put] = greedy(model, padded, real, max_new_tokens, stops)
+    return result
+
+
+def _left_padded(prompts: TokenTable, rows: Indices) -> tuple[Indices, NDArray[np.bool_]]:
+    """Token ids (B, L) of prompts, padded on the left, and which of them are tokens."""
+    lengths = prompts.lengths[rows]
+    width = int(lengths.max())
+    padded = np.zeros((len(rows), width), dtype=np.int64)
+    real = np.arange(width) >= width - lengths[:, None]
+    padded[real] = prompts.ids[rows][np.arange(prompts.ids.shape[1]) < lengths[:, None]]
+    return padded, real
+
+
+def decoded(tokenizer: PreTrainedTokenizerBase, tokens: Tensor) -> list[str]:
+    """The texts of `generate_tokens`' rows, without special tokens."""
+    rows = tokens.cpu().numpy()
+    return tokenizer.batch_decode([row[row >= 0] for row in rows], skip_special_tokens=True)
 
 
 def stop_tokens(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Tensor:

@@ -104,8 +104,11 @@ def _checked(rows: list[Row], keys: list[str], source: str) -> list[Row]:
         missing = [key for key in keys if not row.get(key)]
         if missing:
             raise UserError(f"{source} row {number} has no {' and no '.join(missing)}")
-        if not all(isinstance(row[key], str) for key in keys if key != "perturbed_answer"):
-            raise UserError(f"{source} row {number}: {', '.join(keys)} must be text")
+        for key in keys:
+            several = key == "perturbed_answer"
+            texts = row[key] if several else [row[key]]
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise UserError(f"{source} row {number}: {key} must be {'a list of texts' if several else 'text'}")
     return rows
 
 

@@ -218,11 +218,16 @@ class Evaluation:
     def _against_retain(self, log: Log) -> Log:
         """forget_quality and privleak, which compare with the retain model."""
         if self.retain_log is None:
-            if not self.is_retain_model:
-                warnings.warn(no_retain_log(self.data.forget_split), stacklevel=3)
             return {"forget_quality": {"agg_value": None}, "privleak": {"agg_value": None}}
         ratios = [entry["score"] for entry in log["forget_truth_ratio"]["value_by_index"].values()]
-        quality = scores.forget_quality(ratios, self.retain_log.truth_ratios)
+        others = self.retain_log.truth_ratios
+        if len(ratios) != len(others):
+            warnings.warn(
+                f"the retain log has {len(others)} forget rows, this evaluation {len(ratios)}: forget_quality"
+                " compares different questions; make the log with the same --forget_split and --eval_limit",
+                stacklevel=3,
+            )
+        quality = scores.forget_quality(ratios, others)
         auc, retain_auc = log["mia_min_k"]["agg_value"], self.retain_log.min_k_auc
         leak = None
         if auc is not None and retain_auc is not None and retain_auc < 1:
@@ -243,6 +248,8 @@ def no_retain_log(forget_split: str) -> str:
 
 def evaluate(evaluation: Evaluation, folder: Path) -> tuple[Log, bool]:
     """The evaluation's log, written to `folder`, and whether it lay there already, made with the same key."""
+    if evaluation.retain_log is None and not evaluation.is_retain_model:
+        warnings.warn(no_retain_log(evaluation.data.forget_split), stacklevel=2)
     key = evaluation.key()
     stored = read_matching(folder, key)
     if stored is not None:

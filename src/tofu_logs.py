@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,12 +59,13 @@ def read_retain_log(path: Path) -> RetainLog:
     try:
         by_index = log["forget_truth_ratio"]["value_by_index"]
         ratios = [float(by_index[key]["score"]) for key in sorted(by_index, key=int)]
+        auc = log.get("mia_min_k", {}).get("agg_value")
+        auc = None if auc is None else float(auc)
     except (KeyError, TypeError, ValueError, AttributeError):
-        ratios = []
-    if not ratios:
+        ratios, auc = [], None
+    if not ratios or any(math.isnan(ratio) for ratio in ratios):
         raise UserError(f"{path} has no forget_truth_ratio scores; it is no evaluation of a retain model")
-    auc = log.get("mia_min_k", {}).get("agg_value")
-    return RetainLog(ratios, None if auc is None else float(auc), json_digest([ratios, auc]))
+    return RetainLog(ratios, auc, json_digest([ratios, auc]))
 
 
 def read_matching(folder: Path, key: Mapping[str, Any]) -> Log | None:

@@ -10,13 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from src.batching import ScoredSequence, TokenTable
+from src.generation import decoded, generate_tokens
+from src.packing import can_pack
 from src.scoring import scored_logits
 from src.utils import UserError
 
-TOKEN_BUDGET = 2048  # padded tokens in one micro-batch; the scored positions' logits are held in float32
+TOKEN_BUDGET = 2048  # tokens in one micro-batch; the scored positions' logits are held in float32
+GENERATION_BUDGET = 8192  # prompt and new tokens of a batch, whose keys and values are held
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Scored:
 def teacher_forced(
     model: nn.Module, sequences: Sequence[ScoredSequence], token_budget: int | None = None
 ) -> list[Scored]:
-    """Every sequence through the model once, in micro-batches sorted by length and padded on the right.
+    """Every sequence through the model once, in micro-batches sorted by length.
 
     Raises:
         UserError: the model gives NaN.
@@ -51,8 +54,9 @@ def teacher_forced(
     log_probs: list[list[np.ndarray]] = [[] for _ in sequences]
     device = next(model.parameters()).device
     model.eval()
+    packs = can_pack(model, max(len(sequence.ids) for sequence in sequences))
     with torch.no_grad():
-        for batch in TokenTable(sequences, device).micro_batches(token_budget or TOKEN_BUDGET):
+        for batch in TokenTable(sequences, device).micro_batches(token_budget or TOKEN_BUDGET, packed=packs):
             columns = _token_columns(scored_logits(model, batch), batch.targets).cpu().double().numpy()
             if np.isnan(columns).any():
                 raise UserError("the model gives NaN, so it cannot be evaluated; see how it was trained")
@@ -80,45 +84,29 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    batch_size: int = 32,
+    token_budget: int | None = None,
 ) -> list[str]:
-    """Greedy continuations of prompts given as token ids, without special tokens, stripped."""
+    """Greedy continuations of prompts given as token ids, without special tokens, stripped.
+
+    They end at the tokenizer's and the checkpoint's end tokens; what else its generation configuration says, about
+    sampling say, does not count.
+    """
     model.eval()
-    generator: Any = model
-    config = _generation_config(generator, tokenizer, max_new_tokens)
     device = next(model.parameters()).device
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    texts = [""] * len(prompts)
-    for begin in range(0, len(order), batch_size):
-        rows = order[begin : begin + batch_size]
-        width = len(prompts[rows[-1]])
-        ids = torch.full((len(rows), width), config.pad_token_id, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for row, index in enumerate(rows):
-            ids[row, width - len(prompts[index]) :] = torch.tensor(list(prompts[index]))
-            mask[row, width - len(prompts[index]) :] = 1
-        with torch.no_grad():
-            output = generator.generate(
-                input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
-            )
-        decoded = tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
-        for index, text in zip(rows, decoded, strict=True):
-            texts[index] = text.strip()
-    return texts
-
-
-def _generation_config(model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
-    """Greedy, whatever the checkpoint's own configuration says about sampling."""
-    own = model.generation_config.eos_token_id
+    anything: Any = model
+    own = anything.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
-    pad = tokenizer.pad_token_id
-    return GenerationConfig(
+    stops = torch.zeros(anything.config.vocab_size, dtype=torch.bool, device=device)
+    stops[sorted(ends)] = True
+    tokens = generate_tokens(
+        model,
+        TokenTable([ScoredSequence(list(ids), len(ids)) for ids in prompts], device),
+        np.arange(len(prompts)),
         max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        eos_token_id=sorted(ends) or None,
-        pad_token_id=0 if pad is None else pad,
+        stops=stops,
+        token_budget=token_budget or GENERATION_BUDGET,
     )
+    return [text.strip() for text in decoded(tokenizer, tokens)]
 
 
 def gradient_norms(model: nn.Module, sequences: Sequence[ScoredSequence]) -> list[float]:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from src.utils import UserError
 
 if TYPE_CHECKING:
-    from pum.unlearn.trainer import UnlearnArguments
+    from pum.unlearn.trainer import UnlearnArguments, UnlearnData
 
 IGNORED = -100  # a label that is no target, as in transformers
 RETAIN_LOSSES = ("NLL", "KL")
@@ -83,18 +83,29 @@ class UnlearnMethod:
         self.settings = resolve_settings(type(self), args)
         self.gamma = self.setting("gamma")
         self.alpha = self.setting("alpha") if "alpha" in self.settings else 0.0
+        self.uses_retain = self.looks_at_retain(self.settings)
         self.uses_kl = self.uses_retain and args.retain_loss_type == "KL"
         self.reference = Reference(model) if self.needs_reference or self.uses_kl else None
+
+    @classmethod
+    def looks_at_retain(cls, settings: Defaults) -> bool:
+        return settings.get("alpha", 0.0) != 0.0
+
+    @classmethod
+    def check(cls, args: UnlearnArguments, model: nn.Module, data: UnlearnData) -> None:
+        """Raise `UserError` where the method cannot run on this model and these rows; nothing is changed."""
+        if not data.forget:
+            raise UserError("the forget set is empty")
+        if cls.looks_at_retain(resolve_settings(cls, args)) and not data.retain:
+            raise UserError(f"{cls.name} needs a retain set; give one, or --alpha 0")
+        if cls.needs_refusals and any("refusal" not in row for row in data.forget):
+            raise UserError(f"{cls.name} needs a refusal for each forget row, which text rows do not have")
 
     def setting(self, name: str) -> float:
         """The value of a hyperparameter that is never left open."""
         value = self.settings[name]
         assert value is not None, name
         return value
-
-    @property
-    def uses_retain(self) -> bool:
-        return self.alpha != 0.0
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """gamma * forget + alpha * retain of one micro-batch, a float32 scalar with gradients.

@@ -49,8 +49,8 @@ class PDU(UnlearnMethod):
         super().__init__(args, model)
         self._retain_losses: list[Tensor] = []
 
-    @property
-    def uses_retain(self) -> bool:
+    @classmethod
+    def looks_at_retain(cls, settings: Defaults) -> bool:
         return True  # a multiplier of zero must be able to grow again
 
     def forget_loss(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -11,7 +11,7 @@ from pum.unlearn.base import IGNORED, Batch, Defaults, Reference, Rows, UnlearnM
 from src.utils import UserError
 
 if TYPE_CHECKING:
-    from pum.unlearn.trainer import UnlearnArguments
+    from pum.unlearn.trainer import UnlearnArguments, UnlearnData
 
 
 def rmu_loss(hidden: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -53,14 +53,19 @@ class RMU(UnlearnMethod):
     }
     needs_reference = True
 
+    @classmethod
+    def check(cls, args: UnlearnArguments, model: nn.Module, data: UnlearnData) -> None:
+        super().check(args, model, data)
+        config: Any = model.config
+        if args.rmu_layer is not None and not 0 <= args.rmu_layer < config.num_hidden_layers:
+            layers = config.num_hidden_layers
+            raise UserError(f"rmu_layer {args.rmu_layer} is outside the model's {layers} layers (counted from 0)")
+
     def __init__(self, args: UnlearnArguments, model: nn.Module) -> None:
         super().__init__(args, model)
         config: Any = model.config
-        layers = config.num_hidden_layers
         chosen = self.settings["rmu_layer"]
-        self.layer = default_layer(layers) if chosen is None else int(chosen)
-        if not 0 <= self.layer < layers:
-            raise UserError(f"rmu_layer {self.layer} is outside the model's {layers} layers (counted from 0)")
+        self.layer = default_layer(config.num_hidden_layers) if chosen is None else int(chosen)
         self.target = self.setting("rmu_coeff") * random_direction(config.hidden_size, args.seed)
         self.compares_states = args.retain_loss_type is None
 

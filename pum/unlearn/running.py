@@ -126,9 +126,11 @@ def unlearn_data(loaded: Loaded, run: RunArguments, args: UnlearnArguments) -> U
 def prepare_folder(folder: Path, run: RunArguments) -> None:
     """Make the run's folder. A run that is in it is removed if it was a smoke check or is to be overwritten.
 
-    Any other is refused.
+    Any other is refused, and so is the folder of the model that the run starts from.
     """
     marker = folder / "SMOKE"
+    if folder.exists() and Path(run.model_name).exists() and folder.samefile(run.model_name):
+        raise UserError(f"{folder} holds the model that the run starts from; choose another --output_dir")
     if (folder / "metrics.json").exists() and not (run.overwrite_output_dir or marker.exists()):
         raise UserError(f"{folder} already holds a run; choose another --output_dir or add --overwrite_output_dir")
     try:

@@ -47,12 +47,13 @@ def tiny_models(split: Split, run: RunArguments, cache: Path) -> Path:
     Args:
         split: what is forgotten and kept.
         run: says how the models are evaluated.
-        cache: the folder lies in it, named by a digest of the rows and of this recipe.
+        cache: the folder lies in it, named by a digest of the rows, the evaluation's settings and this recipe.
     """
     data = load_eval_data(run.forget_split, run.data_dir, holdout_rows=run.holdout_rows, limit=run.eval_limit)
     found = versions()
     recipe = {
         "rows": [asdict(split), data.sets],
+        "evaluation": [run.max_new_tokens, run.eval_gradnorm],
         "shape": [SHAPE, VOCABULARY, PRETRAINING_EPOCHS, EPOCHS, LEARNING_RATE, SEED, RECIPE_VERSION],
         "versions": [found["torch"], found["transformers"]],
     }

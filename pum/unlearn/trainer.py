@@ -166,22 +166,19 @@ class UnlearnTrainer(Trainer):
         processing_class: PreTrainedTokenizerBase | None = None,
         **kwargs: Any,
     ) -> None:
-        if not data.forget:
-            raise UserError("the forget set is empty")
+        method = get_method(args.method)
+        method.check(args, model, data)  # first of all, for the base makes the output folder
+        assert args.data_seed is not None
         super().__init__(
             model,
             args,
-            train_dataset=PairedRows(data, args.seed),
+            train_dataset=PairedRows(data, args.data_seed),
             data_collator=lambda items: collate_pairs(items, data.collator),
             processing_class=processing_class,
             **kwargs,
         )
         self.model_accepts_loss_kwargs = False  # the loss is a mean, so Trainer divides by the accumulation steps
-        self.method = get_method(args.method)(args, self.model)
-        if self.method.uses_retain and not data.retain:
-            raise UserError(f"{args.method} needs a retain set; give one, or --alpha 0")
-        if self.method.needs_refusals and any("refusal" not in row for row in data.forget):
-            raise UserError(f"{args.method} needs a refusal for each forget row, which text rows do not have")
+        self.method = method(args, self.model)
         self.num_rows = len(data.forget)
         self.add_callback(_AfterStep(self))
 

@@ -168,6 +168,44 @@ def test_private_is_claimed_only_where_the_bound_holds_for_everything() -> None:
     assert seeded["private"] is False
 
 
+def test_a_total_is_enforced_only_where_the_thresholds_keep_it() -> None:
+    target: dict[str, Any] = {"dp_epsilon": 4.0, "dp_delta": 1e-5, "dp_accounting": "joint"}
+    total = {**target, "dp_sensitivity_total_l2": 2.0, "per_layer_noise": False}
+    cases = [
+        # Split over two layers; embeddings are published unclipped, and the total is said of them, too.
+        (total, False),
+        # Clipped, but the parts together allow more than the total.
+        ({**total, "center_clip_C_global": 1.0}, False),
+        ({**target, "dp_sensitivity_total_l2": 2.0, "center_clip_C_global": 1.0}, True),
+        ({"dp_sensitivity_total_l2": 2.0, "jitter_tau": 1.0, "per_layer_noise": False}, False),
+        ({**target, "dp_sensitivity_per_layer_l2": [1.0, 3.0], "per_layer_noise": False}, True),
+    ]
+    for settings, enforced in cases:
+        found = told(arguments(**settings), public=True)
+        assert found["sensitivities"]["enforced"] is enforced, settings
+        assert found["private"] is (enforced and found["bound_void_for"]["share"] == 0.0)
+        assert ("assumption" in found["sensitivities"]["why"]) is not enforced
+    # Layers that cannot be told: a threshold above the stated total.
+    args = arguments(**total, center_clip_C_global=50.0)
+    plan = make_plan(args, 0)
+    sizes: dict[str, tuple[int | None, int]] = {"w": (None, 5)}
+    assert report(plan, args, sizes, secrets="x", reference_is_public=True)["private"] is False
+    # Without anything outside the layers their thresholds are the total's.
+    assert make_plan(arguments(**total), 2, outside=False).is_clipped
+
+
+def test_a_sigma_read_off_the_weights_is_not_private() -> None:
+    settings: dict[str, Any] = {
+        "dp_epsilon": 4.0,
+        "dp_delta": 1e-5,
+        "dp_accounting": "joint",
+        "dp_sensitivity_per_layer_l2": [1.0, 3.0],
+        "center_clip_C_global": 0.25,
+    }
+    assert told(arguments(**settings, sigma=0.1), public=True)["private"] is True
+    assert told(arguments(**settings, sigma_rms=0.1), public=True, weights_rms=1.0)["private"] is False
+
+
 def test_total_is_split_and_single_sigma_uses_it_whole() -> None:
     target = {"dp_epsilon": 4.0, "dp_delta": 1e-5, "dp_sensitivity_total_l2": 2.0}
     plan = make_plan(arguments(**target), 2)
@@ -214,6 +252,7 @@ def test_quantile_policy_grows_with_the_rounds() -> None:
     growth = math.sqrt((1 + 1.3**2 + 1.3**4) / 3)
     assert [width for width, _ in plan.terms] == [pytest.approx(2.5 * growth), pytest.approx(5.0 * growth)]
     assert any("quantile policy sets the sensitivities" in warning for warning in plan.warnings)
+    assert plan.is_clipped
 
 
 def test_thresholds_and_stated_sensitivities_must_agree() -> None:

@@ -60,6 +60,22 @@ def test_whole_run(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "reproducible secrets, not private" in capsys.readouterr().out
 
 
+def test_a_refused_run_leaves_the_earlier_one(base: list[str], tmp_path: Path) -> None:
+    main([*base, "--inner_handler", "GradDiff", "--local_max_steps", "1"])
+    before = (tmp_path / "out" / "metrics.json").read_text()
+    lacking = base.copy()
+    del lacking[lacking.index("--retain_path") : lacking.index("--retain_path") + 2]
+    for words in (lacking, [*base, "--inner_handler", "RMU", "--rmu_layer", "9"]):
+        with pytest.raises(UserError, match=r"needs a retain set|outside the model"):
+            main([*words, "--overwrite_output_dir", "True"])
+    assert (tmp_path / "out" / "metrics.json").read_text() == before
+    same = [str(tmp_path / "model") if word == f"{tmp_path}/out" else word for word in base]
+    weights = (tmp_path / "model" / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match="holds the model that the run starts from"):
+        main([*same, "--overwrite_output_dir", "True"])
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == weights
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

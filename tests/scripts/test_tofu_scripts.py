@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ GUIDE = {
 }
 
 
-def run_script(script, cwd=ROOT, **variables):
+def run_script(script, cwd=ROOT, timeout=60, **variables):
     environment = {name: os.environ[name] for name in KEPT if name in os.environ}
     return subprocess.run(
         ["bash", str(script)],
@@ -66,7 +67,7 @@ def run_script(script, cwd=ROOT, **variables):
         env={**environment, **variables},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=timeout,
     )
 
 
@@ -105,6 +106,42 @@ def test_the_pum_script_passes_what_the_arguments_take():
     assert args.dp_sensitivity_per_layer_l2 == [0.1, 0.2]
     assert (args.copies_m, args.dp_epsilon, args.sigma_rms) == (4, 2.0, None)
     assert args.local_max_steps is None
+
+
+def test_noise_is_a_share_of_the_weights_unless_another_is_given():
+    for variables, sigma, share in (
+        ({}, "0.0", "0.01"),
+        ({"PUM_SIGMA_RMS": "0.1"}, "0.0", "0.1"),
+        ({"PUM_SIGMA": "0.0"}, "0.0", "null"),
+        ({"PUM_SIGMA": "2.0"}, "2.0", "null"),
+        ({"DP_EPSILON": "1"}, "0.0", "null"),
+    ):
+        (words,) = commands(PUM, **variables)["pum.run_pum"]
+        assert (option(words, "sigma"), option(words, "sigma_rms")) == (sigma, share), variables
+
+
+def test_folders_are_relative_to_the_callers(tmp_path):
+    (tmp_path / "mine").mkdir()
+    result = run_script(PUM, cwd=tmp_path, DRY_RUN="1", MODELS="mine", PUM_CENTER_REFERENCE="mine")
+    words = next(shlex.split(line) for line in result.stdout.splitlines() if "pum.run_pum" in line)
+    assert option(words, "model_name") == option(words, "center_reference_model_path") == str(tmp_path / "mine")
+
+
+def test_the_smoke_runs_forget_and_keep_the_rest(tmp_path):
+    """Plain NPO by a factor of 5 and more; PUM with noise of 1 % of the weights within 10 % of what it does."""
+    variables = {"SMOKE": "1", "OUTPUT": str(tmp_path), "PYTHON": sys.executable, "SECRET_SEED": "1"}
+    for script in (PLAIN, PUM):
+        result = run_script(script, timeout=600, **variables)
+        assert result.returncode == 0, result.stderr
+    shown = dict(re.findall(r"^(\w+ probability) +(.+)$", result.stdout, re.MULTILINE))
+    forget, retain = (
+        [float(value) for value in shown[f"{name} probability"].split()] for name in ("forget", "retain")
+    )
+    (before, plain, pum), (kept_before, kept_plain, kept_pum) = forget, retain
+    assert plain < before / 5
+    assert kept_plain == pytest.approx(kept_before, rel=0.2)
+    assert before - pum == pytest.approx(before - plain, rel=0.1)
+    assert kept_pum == pytest.approx(kept_plain, rel=0.1)
 
 
 def test_loops_over_models_splits_and_methods():

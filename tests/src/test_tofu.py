@@ -122,6 +122,14 @@ def test_wrong_data_are_one_line(tmp_path):
     write_split(tmp_path, "forget10_perturbed", [{"question": "q", "answer": "a"}])
     with pytest.raises(UserError, match="row 1 has no perturbed_answer and no paraphrased_answer"):
         split_rows("forget10_perturbed", str(tmp_path))
+    row = {"question": "q", "answer": "a", "paraphrased_answer": "b"}
+    for wrong in ("text", ["c", 1]):
+        write_split(tmp_path, "forget10_perturbed", [{**row, "perturbed_answer": wrong}])
+        with pytest.raises(UserError, match="row 1: perturbed_answer must be a list of texts"):
+            split_rows("forget10_perturbed", str(tmp_path))
+    write_split(tmp_path, "forget10", [{"question": 3, "answer": "a"}])
+    with pytest.raises(UserError, match="row 1: question must be text"):
+        split_rows("forget10", str(tmp_path))
     with pytest.raises(UserError, match=r"holdout_rows must be from 0 to 107, got 108"):
         load_split("forget10", SAMPLE, holdout_rows=108)
     with pytest.raises(UserError, match="cannot read the refusals"):

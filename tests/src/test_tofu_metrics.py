@@ -18,7 +18,7 @@ from src import tofu_metrics as metrics
 from src.batching import ScoredSequence
 from src.tofu_encoding import encode_answers, encode_prompts
 from src.tofu_eval import ATTACKS, UTILITY, EvalData, EvalSettings, Evaluation, evaluate
-from src.tofu_logs import EVAL, KEY, SUMMARY, read_retain_log, weights_digest
+from src.tofu_logs import EVAL, KEY, SUMMARY, RetainLog, read_retain_log, weights_digest
 from src.tofu_passes import generate, gradient_norms, teacher_forced
 from src.utils import UserError
 
@@ -224,6 +224,15 @@ def test_evaluation_writes_open_unlearnings_layout_and_is_its_own_retain_log(mod
         again, _ = evaluate(make_evaluation(model, retain_log=retain_log), tmp_path / "again")
     assert again["forget_quality"]["agg_value"] == 1.0
     assert again["privleak"]["agg_value"] == 0.0
+    # What is open is said again where the evaluation is not repeated.
+    with pytest.warns(UserWarning, match="retain-log"):
+        assert evaluate(make_evaluation(model), tmp_path / "evals")[1]
+
+
+def test_a_retain_log_of_another_split_is_noticed(model):
+    other = RetainLog([0.5] * 7, 0.5, "digest")
+    with pytest.warns(UserWarning, match="the retain log has 7 forget rows, this evaluation 6"):
+        make_evaluation(model, retain_log=other).run()
 
 
 def test_values_of_the_log_follow_from_single_passes(model):
@@ -306,9 +315,15 @@ def test_retain_logs_of_open_unlearning_are_read_and_others_refused(tmp_path):
     log = read_retain_log(path)
     assert log.truth_ratios == [0.0, 0.2, 1.0]
     assert log.min_k_auc == 0.4
-    path.write_text('{"model_utility": {"agg_value": 1}}')
-    with pytest.raises(UserError, match="has no forget_truth_ratio scores"):
-        read_retain_log(path)
+    no_number = {"forget_truth_ratio": {"value_by_index": {"0": {"score": math.nan}}}}
+    for damaged in (
+        {"model_utility": {"agg_value": 1}},
+        no_number,
+        {**json.loads(path.read_text()), "mia_min_k": 1},
+    ):
+        path.write_text(json.dumps(damaged))
+        with pytest.raises(UserError, match="has no forget_truth_ratio scores"):
+            read_retain_log(path)
     path.write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
         read_retain_log(path)
