@@ -119,10 +119,8 @@ class DPZOTrainer(ZOTrainer):
         return "reproducible secrets, not private" if self._random.reproducible else "operating-system entropy"
 
     def public_header(self) -> dict[str, Any]:
-        """As the base's, without the data's fingerprint: it would tell whether a sample is there."""
-        head = {name: value for name, value in super().public_header().items() if name != "data"}
         return {
-            **head,
+            **super().public_header(),
             "mechanism": self.mechanism_name,
             "secrets": self.secrets_label,
             "num_samples": len(self.train_dataset),
@@ -161,6 +159,10 @@ class DPZOTrainer(ZOTrainer):
         expected_batch = self.args.dp_sample_rate * len(self.train_dataset)
         self.releases += 1
         return tuple((directions * noisy / expected_batch).tolist())
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """0: the base's number, which checkpoints hold, would tell the training set's number of tokens."""
+        return 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As the base's, without the batch's loss."""

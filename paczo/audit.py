@@ -150,9 +150,9 @@ def draw(findings: Sequence[Finding], path: Path) -> None:
     axes.plot(nats, [posterior_success(float(x)) for x in nats], color="black", label="bound")
     axes.axhline(0.5, color="grey", linewidth=0.8, linestyle=":", label="blind guess")
     groups = {
-        "PAC-MI, K = 1": ("o", lambda s: not s.is_control and s.directions == 1 and s.num_subsets > 2),
-        "PAC-MI, K = 4": ("s", lambda s: not s.is_control and s.directions == 4),
-        "PAC-MI, one release, two subsets": ("D", lambda s: not s.is_control and s.num_subsets == 2),
+        "K = 1": ("o", lambda s: not s.is_control and s.directions == 1 and s.num_subsets > 2),
+        "K = 4": ("s", lambda s: not s.is_control and s.directions == 4),
+        "one release, two subsets": ("D", lambda s: not s.is_control and s.num_subsets == 2),
         "broken control": ("x", lambda s: s.is_control),
     }
     for number, (label, (marker, belongs)) in enumerate(groups.items()):

@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from typing import NoReturn
 
-PAPER_BUDGETS = (1e-4, 5e-4, 1e-3, 2e-3, 3e-3, 1e-2, 3e-2, 5e-2, 0.07, 0.11, 0.2, 0.33, 0.5, 0.68)
+PAPER_BUDGETS = (1e-4, 3e-4, 5e-4, 1e-3, 2e-3, 3e-3, 1e-2, 3e-2, 5e-2, 0.07, 0.11, 0.2, 0.33, 0.5, 0.68)
 
 # Above every rounding error of the divergence below: the success is found for slightly more nats.
 _ROUND_UP = 1e-13

@@ -5,9 +5,7 @@ whole: the secret index, the posterior and the noise never leave the private sid
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,7 +16,6 @@ from paczo.randomness import SecretRandom, secret_source
 NON_PRIVATE_MODES = ("none", "quant_full", "raw_half", "quant_half", "random_sign")
 
 _SMALLEST_SHARE_NATS = 1e-300
-_POSTERIOR_TOLERANCE = 1e-9
 
 
 class BudgetExhausted(RuntimeError):
@@ -45,7 +42,7 @@ class Release:
 
 
 class _Counted:
-    """What the mechanisms share: their random source, the count of releases, and the record of both."""
+    """What the mechanisms share: their random source and the count of releases."""
 
     def __init__(self, rng: np.random.Generator | SecretRandom) -> None:
         self._source = secret_source(rng)
@@ -55,33 +52,6 @@ class _Counted:
     def releases(self) -> int:
         """Releases made so far; also the number of the next one in the random stream."""
         return self._releases
-
-    def state(self) -> dict[str, Any]:
-        """All that an exact resume needs beside the random stream; JSON-able, floats in hex. Private."""
-        return {**self._configuration(), "releases": self._releases}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state()` of an object made with the same arguments.
-
-        Raises ValueError, changing nothing, for another configuration or a damaged record. With a
-        SecretRandom of the same key the next release is the one that would have come; a numpy Generator's
-        position is its owner's to restore.
-        """
-        self._releases = self._stored_releases(state)
-
-    def _configuration(self) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def _stored_releases(self, state: Mapping[str, Any]) -> int:
-        if not isinstance(state, Mapping):
-            raise ValueError(f"damaged record: a mapping is needed, got {type(state).__name__}")
-        for name, value in self._configuration().items():
-            if type(state.get(name)) is not type(value) or state[name] != value:
-                raise ValueError(f"the record is not of this mechanism: {name} is missing or differs")
-        releases = state.get("releases")
-        if type(releases) is not int or releases < 0:
-            raise ValueError(f"damaged record: releases is {releases!r}")
-        return releases
 
 
 class PacMI(_Counted):
@@ -179,47 +149,6 @@ class PacMI(_Counted):
             return (self._budget_nats - self._spent_nats) / (self._steps - step)
         return self._budget_nats / self._steps
 
-    def state(self) -> dict[str, Any]:
-        return {
-            **super().state(),
-            "spent_nats": self._spent_nats.hex(),
-            "step_nats": self._step_nats.hex(),
-            "log_posterior": [value.hex() for value in self._log_posterior.tolist()],
-        }
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """As the base. Damage is also: more spent than the releases could, a posterior that is none."""
-        releases = self._stored_releases(state)
-        spent, step = _stored_float(state.get("spent_nats")), _stored_float(state.get("step_nats"))
-        share = self._budget_nats / (self._steps * self._directions)
-        most = min(self._budget_nats, releases * share * (1.0 + 1e-9))
-        if releases > self._steps * self._directions or not 0.0 <= spent <= most:
-            raise ValueError(f"damaged record: {releases} releases cannot have spent {spent!r} nats")
-        smallest_step = 0.999 * share * self._directions if releases else 0.0
-        if not smallest_step <= step <= self._budget_nats:
-            raise ValueError(f"damaged record: a step budget of {step!r} nats")
-        stored = state.get("log_posterior")
-        if not isinstance(stored, list) or len(stored) != self._num_subsets:
-            raise ValueError(f"damaged record: the posterior needs {self._num_subsets} entries")
-        log_posterior = np.array([_stored_float(value) for value in stored])
-        if abs(_logsumexp(log_posterior)) > _POSTERIOR_TOLERANCE:
-            raise ValueError("damaged record: the posterior does not sum to 1")
-        if spent == 0.0 and not np.array_equal(log_posterior, _uniform_log_posterior(self._num_subsets)):
-            raise ValueError("damaged record: the posterior moved although nothing was spent")
-        self._releases, self._spent_nats, self._step_nats = releases, spent, step
-        self._log_posterior = log_posterior
-
-    def _configuration(self) -> dict[str, Any]:
-        return {
-            "mechanism": "PAC-MI",
-            "num_subsets": self._num_subsets,
-            "secret": self._secret,
-            "budget_nats": self._budget_nats.hex(),
-            "steps": self._steps,
-            "directions": self._directions,
-            "adaptive": self._adaptive,
-        }
-
 
 class PacZPL(_Counted):
     """PAC-ZPL: zero nats. All signs equal: that sign; else a fair coin that does not depend on the data.
@@ -254,9 +183,6 @@ class PacZPL(_Counted):
             release = Release(float(self._source.coin(self._releases)), 0.0, "coin")
         self._releases += 1
         return release
-
-    def _configuration(self) -> dict[str, Any]:
-        return {"mechanism": "PAC-ZPL", "num_subsets": self._num_subsets}
 
 
 class NonPrivate(_Counted):
@@ -294,8 +220,9 @@ class NonPrivate(_Counted):
         self._releases += 1
         return Release(value, self.spent_nats, "non-private")
 
-    def _configuration(self) -> dict[str, Any]:
-        return {"mechanism": "non-private", "mode": self._mode}
+    def skip(self) -> None:
+        """Count a release that was made before a crash, so that the next one draws the next numbers."""
+        self._releases += 1
 
 
 def _check_secret(num_subsets: int, secret: int) -> None:
@@ -319,13 +246,3 @@ def _uniform_log_posterior(num_subsets: int) -> NDArray[np.float64]:
 def _logsumexp(values: NDArray[np.float64]) -> float:
     largest = float(np.max(values, initial=-math.inf))
     return largest + math.log(float(np.sum(np.exp(values - largest)))) if largest > -math.inf else largest
-
-
-def _stored_float(text: Any) -> float:
-    try:
-        number = float.fromhex(text)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError("damaged record: a finite number in float.hex() form is missing")
-    return number

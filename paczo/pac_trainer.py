@@ -176,8 +176,7 @@ class PACTrainer(ZOTrainer):
         """Makes a recorded step's releases again. The noise is the same, so they must be too."""
         for recorded in line["releases"]:
             if isinstance(self.mechanism, NonPrivate):
-                state = self.mechanism.state()
-                self.mechanism.load_state({**state, "releases": state["releases"] + 1})
+                self.mechanism.skip()
                 self.releases[recorded["kind"]] += 1
                 continue
             release = self.mechanism.release(unpack_signs(recorded["signs"], self.args.pac_m))
@@ -272,7 +271,7 @@ class PACTrainer(ZOTrainer):
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """As the base's, from a folder without the private files."""
         if self.hub_model_id is None:
-            self.init_hf_repo(token=kwargs.get("token"))
+            self.init_hf_repo(token=kwargs.get("token"), private=kwargs.get("private"))
         kwargs.setdefault("model_name", self.run_dir.name)
         with public_folder(self.args, self.run_dir):
             return super().push_to_hub(*args, **kwargs)

@@ -39,10 +39,14 @@ def _scores(cells: list[Cell], matched: Matched, key: Callable[[Cell], Any]) -> 
     return dict(sorted(found.items()))
 
 
+def _spread(values: dict[Any, list[float]]) -> list[float]:
+    """Standard deviations over seeds; NaN, which is not drawn, where there is one run."""
+    return [statistics.stdev(v) if len(v) > 1 else math.nan for v in values.values()]
+
+
 def _curve(axes: Any, values: dict[Any, list[float]], label: str) -> None:
-    spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values.values()]
     means = [statistics.mean(v) for v in values.values()]
-    axes.errorbar(list(values), means, yerr=spread, marker="o", capsize=3, label=label)
+    axes.errorbar(list(values), means, yerr=_spread(values), marker="o", capsize=3, label=label)
 
 
 def plateau(rows: list[Cell], matched: Matched) -> str:
@@ -68,19 +72,25 @@ def plateau(rows: list[Cell], matched: Matched) -> str:
     return _svg(figure)
 
 
-def _series(prefix: str, column: str, title: str, *, log: bool = False) -> Draw:
-    """One curve a model and track over a numeric column of the table."""
+def _model(cell: Cell) -> str:
+    return f"{cell['model'].rpartition('/')[2]} {cell['track']}"
+
+
+def _series(
+    prefix: str, column: str, title: str, *, curve: Callable[[Cell], str] = _model, log: bool = False
+) -> Draw:
+    """Scores over a numeric column of the table; cells of one `curve` differ in nothing else but the seed."""
 
     def draw(rows: list[Cell], matched: Matched) -> str:
         figure = _figure()
         axes = figure.subplots()
         drawn = False
         chosen = [cell for cell in rows if cell["run_id"].startswith(prefix)]
-        for name in dict.fromkeys((cell["model"], cell["track"]) for cell in chosen):
-            mine = [cell for cell in chosen if (cell["model"], cell["track"]) == name]
+        for name in dict.fromkeys(map(curve, chosen)):
+            mine = [cell for cell in chosen if curve(cell) == name]
             values = _scores(mine, matched, lambda cell: float(cell[column]))
             if values:
-                _curve(axes, values, f"{name[0].rpartition('/')[2]} {name[1]}")
+                _curve(axes, values, name)
                 drawn = True
         if not drawn:
             return ""
@@ -103,11 +113,10 @@ def mechanism(rows: list[Cell], matched: Matched) -> str:
 def _bars(values: dict[str, list[float]], label: str, line: float | None = None) -> str:
     if not values:
         return ""
-    figure = Figure(figsize=(max(5.0, 0.95 * len(values)), 3.6))
+    figure = Figure(figsize=(max(5.0, 1.05 * len(values)), 3.6))
     axes = figure.subplots()
     means = [statistics.mean(v) for v in values.values()]
-    spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values.values()]
-    axes.bar(list(values), means, yerr=spread, capsize=3)
+    axes.bar(list(values), means, yerr=_spread(values), capsize=3)
     axes.set(ylabel=label, ylim=(0, 100))
     axes.tick_params(axis="x", labelsize=8)
     if line is not None:
@@ -116,7 +125,7 @@ def _bars(values: dict[str, list[float]], label: str, line: float | None = None)
 
 
 def equal_success(rows: list[Cell], matched: Matched) -> str:
-    """Score against the attack success that is allowed, one curve a method."""
+    """Score against the attack success that is allowed, one curve a method, and number of steps where DP."""
     figure = _figure()
     axes = figure.subplots()
     chosen = [
@@ -127,8 +136,12 @@ def equal_success(rows: list[Cell], matched: Matched) -> str:
         and not cell["run_id"].startswith(("kabl_", "zpl"))
     ]
     drawn = False
-    for name in ("PACZero", *DP_METHODS):
-        mine = [cell for cell in chosen if family(cell) == name]
+
+    def curve(cell: Cell) -> str:
+        return f"{cell['method']}, T={cell['steps']}" if cell["method"] in DP_METHODS else family(cell)
+
+    for name in dict.fromkeys(map(curve, chosen)):
+        mine = [cell for cell in chosen if curve(cell) == name]
         values = _scores(mine, matched, attack_success)
         if values:
             _curve(axes, values, name)
@@ -142,9 +155,7 @@ def equal_success(rows: list[Cell], matched: Matched) -> str:
 
 def learning(measured: dict[str, Any]) -> str:
     """Accuracy of each method on the learning task; the dotted line is the start."""
-    values = {
-        row["method"].replace(" eps", "\neps"): [100 * v for v in row["accuracy"]] for row in measured["rows"]
-    }
+    values = {row["method"].replace(" ", "\n", 1): [100 * v for v in row["accuracy"]] for row in measured["rows"]}
     return _bars(values, "accuracy (%)", 100 * statistics.mean(measured["before"]))
 
 
@@ -173,8 +184,10 @@ PLOTS: dict[str, Draw] = {
     "ladder": _series("zplladder_", "steps", "steps"),
     "directions": _series("kabl_", "K", "directions a step"),
     "rank": _series("rankabl_", "lora_r", "LoRA rank"),
-    "clip": _series("clipabl_", "clip", "clip"),
-    "learning_rate": _series("zpl_lrsweep_", "lr", "learning rate", log=True),
+    "clip": _series("clipabl_", "clip", "clip", curve=lambda cell: f"{_model(cell)}, {cell['mi']} nats"),
+    "learning_rate": _series(
+        "zpl_lrsweep_", "lr", "learning rate", curve=lambda cell: f"{_model(cell)}, clip {cell['clip']}", log=True
+    ),
     "mechanism": mechanism,
     "equal_success": equal_success,
     "learning": learning,

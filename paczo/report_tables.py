@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from paczo.bounds import epsilon_for_success, posterior_success, success_for_epsilon
-from scripts.make_cells import DP_METHODS, Cell
+from scripts.make_cells import DP_METHODS, Cell, variables
 
 Matched = dict[str, "Result"]
 # Percent, from arXiv 2605.06505: (task, model, track, method, nats) -> mean, standard deviation.
@@ -28,6 +27,36 @@ TABLE_3_NOTE = (
     "A budget in nats and an epsilon stand in one row where they allow a balanced membership attack the same"
     " success, to a hundredth; SST-2, OPT-1.3B, full fine-tuning."
 )
+
+# Variable of a cell's script -> the setting that it becomes, and the type of that.
+SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "TASK": ("task_name", str),
+    "LOSS": ("loss", str),
+    "MAX_NEW_TOKENS": ("max_new_tokens", int),
+    "MODEL": ("model_name", str),
+    "OPT_BOS": ("opt_bos", str),
+    "LORA_R": ("lora_r", int),
+    "LORA_ALPHA": ("lora_alpha", float),
+    "MI": ("pac_mi", float),
+    "ABLATION": ("ablation", str),
+    "PAC_M": ("pac_m", int),
+    "PAC_K": ("pac_k", int),
+    "DP_K": ("dp_k", int),
+    "EPSILON": ("dp_epsilon", float),
+    "DELTA": ("dp_delta", float),
+    "SAMPLE_RATE": ("dp_sample_rate", float),
+    "LR": ("learning_rate", float),
+    "LR_SCHEDULE": ("lr_scheduler_type", str),
+    "STEPS": ("max_steps", int),
+    "EVAL_STEPS": ("eval_steps", int),
+    "ZO_EPS": ("zo_eps", float),
+    "NUM_TRAIN": ("num_train", int),
+    "NUM_DEV": ("num_dev", int),
+    "NUM_EVAL": ("num_eval", int),
+    "SEED": ("seed", int),
+}
+DEFAULTS = {"smoke": False, "zo_inplace": False, "weight_decay": 0.0}
+PAC_DEFAULTS = {"pac_adaptive_mi": True, "pac_disjoint_pairs": False, "pac_sampling_rate": None}
 
 
 @dataclass(frozen=True)
@@ -72,53 +101,31 @@ def match(rows: list[Cell], results: list[Result]) -> Matched:
 
 
 def is_cell(cell: Cell, found: dict[str, Any]) -> bool:
-    """Whether a run's settings are those of a row of the table, at the paper's sizes."""
-    wanted: dict[str, Any] = {
-        "task_name": cell["task"],
-        "model_name": cell["model"],
-        "lora": cell["track"] == "lora",
-        "learning_rate": float(cell["lr"]),
-        "max_steps": int(cell["steps"]),
-        "seed": int(cell["seed"]),
-        "train_set_seed": int(cell["seed"]),
-        "num_train": 1000,
-        "num_dev": 500,
-        "num_eval": 1000,
-        "opt_bos": "<s>",
-        "zo_eps": 1e-3,
-        "lr_scheduler_type": "constant" if cell["method"] in DP_METHODS else "polynomial",
-        "smoke": False,
-        "loss": {"SST2": "train_as_classification", "SQuAD": "non_diff"}[cell["task"]],
-    }
-    if cell["lora_r"]:
-        wanted |= {"lora_r": int(cell["lora_r"]), "lora_alpha": 16.0}
+    """Whether a run's settings are those that the cell's script shows, and the defaults for the rest."""
+    shown = dict(variables(cell))
+    wanted: dict[str, Any] = {name: read(shown[v]) for v, (name, read) in SETTINGS.items() if v in shown}
+    wanted |= {"train_set_seed": int(cell["seed"]), "lora": cell["track"] == "lora", **DEFAULTS}
     if cell["method"] in DP_METHODS:
-        wanted |= {
-            "dp_k": int(cell["K"]),
-            "dp_clip": float(cell["clip"]),
-            "dp_epsilon": float(cell["epsilon"]),
-            "dp_delta": 1e-5,
-            "dp_sample_rate": float(cell["sample_rate"]),
-        }
+        wanted["dp_clip"] = float(cell["clip"])
     else:
         wanted |= {
-            "pac_m": int(cell["M"]),
-            "pac_k": int(cell["K"]),
             "pac_clip": float(cell["clip"]),
-            "pac_mi": float(cell["mi"]) if cell["mi"] else None,
             "pac_zpl": cell["method"] == "pac-zpl",
             "no_privacy": cell["method"] == "non-private",
-            "ablation": cell["ablation"] or None,
+            **PAC_DEFAULTS,
         }
     return all(name in found and found[name] == value for name, value in wanted.items())
 
 
 def summary(members: list[Cell], matched: Matched) -> tuple[str, str]:
     """ "mean +- std" of the runs there are, and how many of how many."""
-    values = [score(matched[cell["run_id"]]) for cell in members if cell["run_id"] in matched]
+    found = [matched[cell["run_id"]] for cell in members if cell["run_id"] in matched]
+    values = [score(result) for result in found]
     count = f"{len(values)} of {len(members)}"
     if not values:
         return "missing", count
+    if any("reproducible" in result.metrics["privacy"]["secrets"] for result in found):
+        count += ", reproducible secrets"
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.2f}{spread}", count
 
@@ -200,13 +207,13 @@ def equal_success(rows: list[Cell], matched: Matched) -> Table:
     groups = _grouped(chosen, lambda cell: round(attack_success(cell), 2))
     columns = ("PACZero", "dpzero", "dp-aggzo")
     lines = []
-    for success in sorted(groups):
-        members = groups[success]
+    for _, members in sorted(groups.items()):
         texts = []
         for column in columns:
             mine = [cell for cell in members if family(cell) == column]
             texts.append("; ".join(_labelled(mine, matched)) or "no such cell")
-        lines.append((f"{success:.2f}", f"{epsilon_for_success(min(success, 0.9999)):.2f}", *texts))
+        success = max(attack_success(cell) for cell in members)
+        lines.append((f"{success:.4f}", f"{epsilon_for_success(success):.2f}", *texts))
     return Table(("attack success at most", "as epsilon", *columns), lines)
 
 
@@ -283,5 +290,4 @@ def unanimity(metrics: dict[str, Any]) -> float | None:
     kinds = {"unanimous", "noisy", "coin"}
     if not total or not kinds.issuperset(releases):
         return None
-    share = releases.get("unanimous", 0) / total
-    return share if math.isfinite(share) else None
+    return releases.get("unanimous", 0) / total

@@ -15,6 +15,9 @@ set -euo pipefail
 
 fail() { echo "error: $*" >&2; exit 2; }
 
+# Whether a switch is on: set, and not to 0.
+on() { [ -n "${!1:-}" ] && [ "${!1}" != 0 ]; }
+
 # A path given relative to the caller's folder, as an absolute one; anything else as it is.
 absolute() { if [ -e "$1" ]; then echo "$(cd "$(dirname "$1")" && pwd)/$(basename "$1")"; else echo "$1"; fi; }
 
@@ -38,7 +41,7 @@ choose_interpreter() {
 
 # Run a Python module of the project; with DRY_RUN print the command, quoted for the shell.
 run_module() {
-    if [ -n "${DRY_RUN:-}" ]; then
+    if on DRY_RUN; then
         printf 'python -m'
         printf ' %q' "$@"
         printf '\n'
@@ -109,12 +112,12 @@ task_options() {
 
 run_cell() {
     local options=() launcher=() module=paczo.run_paczo
-    if [ -n "${SMOKE:-}" ] && [ "$SMOKE" != 0 ]; then
+    if on SMOKE; then
         shrink
         options+=(--smoke)
     fi
-    if [ -n "${OVERWRITE:-}" ]; then options+=(--overwrite_output_dir); fi
-    if [ -n "${RESUME:-}" ]; then options+=(--resume_from_checkpoint True); fi
+    if on OVERWRITE; then options+=(--overwrite_output_dir); fi
+    if on RESUME; then options+=(--resume_from_checkpoint True); fi
     task_options
     case "$METHOD" in
         pac-mi | pac-zpl | non-private)

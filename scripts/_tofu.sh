@@ -85,10 +85,10 @@ run_options() {
     if [ -n "$ALPHA" ]; then options+=(--alpha "$ALPHA"); fi
     if [ -n "$BETA" ]; then options+=(--beta "$BETA"); fi
     if [ -n "$RETAIN_LOSS" ]; then options+=(--retain_loss_type "$RETAIN_LOSS"); fi
-    if [ -n "$LORA" ]; then options+=(--lora --lora_r "$LORA_R" --lora_alpha "$LORA_ALPHA"); fi
+    if on LORA; then options+=(--lora --lora_r "$LORA_R" --lora_alpha "$LORA_ALPHA"); fi
     if [ -n "$log" ]; then options+=(--retain_log "$log"); fi
     if [ -n "$smoke" ]; then options+=(--smoke); fi
-    if [ -n "${OVERWRITE:-}" ]; then options+=(--overwrite_output_dir); fi
+    if on OVERWRITE; then options+=(--overwrite_output_dir); fi
 }
 
 # Before a split's runs: the model to unlearn from, its evaluation, and the retain model's log.
@@ -97,7 +97,7 @@ prepare_split() {
     if [ -n "$smoke" ]; then
         local made
         made=$(run_module pum.run_unlearn tiny "${common[@]}" | tail -n 1)
-        if [ -n "${DRY_RUN:-}" ]; then
+        if on DRY_RUN; then
             echo "$made"
             made=saves/tiny/DIGEST
         fi

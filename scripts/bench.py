@@ -17,7 +17,7 @@ import re
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from torch import nn
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from scripts.bench_reference import CANDIDATES, EPS, LEARNING_RATE, reference_step
-from scripts.bench_tools import PeakMemory, machine, save, timed
+from scripts.bench_tools import PeakMemory, machine, save, shown, timed
 from src.lora import LoraSettings, add_lora
 from src.objectives import CandidateScoring
 from src.utils import PRECISIONS, Parser, UserError, read_jsonl, run_cli
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     objective = CandidateScoring(model, tokenizer, texts, words, labels, token_budget=args.token_budget)
     space = ParameterSpace(model, inplace=args.zo_inplace)
     step, floor = zeroth_order_step(space, objective), bare_passes(model, objective, device)
-    figures: dict[str, Any] = {"arguments": asdict(args), "tokens": objective.num_tokens, **machine(device)}
+    figures: dict[str, Any] = {"arguments": shown(args), "tokens": objective.num_tokens, **machine(device)}
     figures["memory"] = memory_figures(args, model, space, objective, memory, lambda: step(1))
     floor()
     times: dict[str, list[float]] = {"reference": [], "step": [], "floor": []}

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from scripts.bench_reference import reference_generation
-from scripts.bench_tools import machine, save, timed
-from src.generation import stop_tokens
+from scripts.bench_tools import machine, save, shown, timed
+from src.decoding import stop_tokens
 from src.models import load_model
 from src.objectives import GenerationF1
 from src.tasks import SQuAD
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     median = {name: statistics.median(values) for name, values in times.items()}
     same = sum(a == b for a, b in zip(texts["step"], texts["reference"], strict=True))
-    figures: dict[str, Any] = {"arguments": asdict(args), "seconds": times, "median": median, **machine(device)}
+    figures: dict[str, Any] = {"arguments": shown(args), "seconds": times, "median": median, **machine(device)}
     figures |= {"tokens": objective.num_tokens, "identical_answers": same, "questions": len(rows)}
     print(f"{figures['device']}, {len(rows)} questions, {objective.num_tokens} prompt tokens")
     print(f"reference {median['reference']:.2f} s, ours {median['step']:.2f} s")

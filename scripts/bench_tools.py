@@ -7,6 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,13 @@ def _give_back_free_memory() -> None:
         trim(0)
 
 
+def shown(arguments: Any) -> dict[str, Any]:
+    """A benchmark's arguments as its file shows them: without this machine's folders."""
+    values = asdict(arguments)
+    del values["output_dir"]
+    return {**values, "data_dir": values["data_dir"] is not None}
+
+
 def machine(device: torch.device) -> dict[str, Any]:
     """What the figures were measured on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
@@ -79,5 +87,10 @@ def save(folder: str, name: str, figures: dict[str, Any]) -> Path:
     """Write the figures with date and versions; the file's path."""
     path = Path(folder) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {**figures, "date": datetime.now(UTC).date().isoformat(), "versions": versions()})
+    write_json(path, {**figures, **now()})
     return path
+
+
+def now() -> dict[str, Any]:
+    """When, and with which versions, figures are being measured."""
+    return {"date": datetime.now(UTC).date().isoformat(), "versions": versions()}

@@ -67,6 +67,8 @@ def main() -> int:
             return _fail(str(error))
     todo = [job for job in jobs if job.state != "finished"]
     if given.slurm:
+        if not todo:
+            return _fail("every cell that matches is finished: there is no job to submit")
         print(slurm_script(todo))
         return 0
     for job in jobs:
@@ -91,27 +93,30 @@ def plan(script: Path) -> Job:
     if result.returncode:
         raise ValueError(result.stderr.strip().removeprefix("error: "))
     words = shlex.split(result.stdout)
-    options = words[3:]
+    first = next(index for index, word in enumerate(words) if word.startswith("--"))
+    module, options = words[first - 1], words[first:]
     run_dir = ROOT / options[options.index("--output_dir") + 1]
     digest = configuration_digest(options, os.environ.get("DATA_DIR") or None)
     if finished_digest(run_dir) == digest:
         return Job(script, run_dir, "finished")
     if (run_dir / "metrics.json").exists():
         return Job(script, run_dir, "other")
-    is_dp = words[2].startswith("baselines.")
-    interrupted = (run_dir / "transcript.jsonl").exists() and not (run_dir / "SMOKE").exists() and not is_dp
+    is_dp = module.startswith("baselines.")
+    begun = any((run_dir / name).exists() for name in ("transcript.jsonl", "private/ledger.jsonl"))
+    interrupted = begun and not (run_dir / "SMOKE").exists() and not is_dp
     return Job(script, run_dir, "interrupted" if interrupted else "new")
 
 
 def run_all(jobs: list[Job], gpus: list[str | None]) -> int:
-    """Run every job, going on after a failure; say at the end which failed."""
+    """Run every job, going on after a failure; say at the end which failed. 130 where the user stops it."""
     waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
     for job in jobs:
         waiting.put(job)
     failed: list[str] = []
+    stopped = threading.Event()
 
     def work(gpu: str | None) -> None:
-        while True:
+        while not stopped.is_set():
             try:
                 job = waiting.get_nowait()
             except queue.Empty:
@@ -120,10 +125,14 @@ def run_all(jobs: list[Job], gpus: list[str | None]) -> int:
                 failed.append(job.name)
 
     workers = [threading.Thread(target=work, args=(gpu,)) for gpu in gpus]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    try:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    except KeyboardInterrupt:
+        stopped.set()  # the running cells got the signal too; none may follow them
+        return 130
     print(f"{len(jobs) - len(failed)} of {len(jobs)} cells done")
     for name in sorted(failed):
         print(f"failed: {name} (see result/logs/{name}.log)", file=sys.stderr)
@@ -135,8 +144,7 @@ def run_one(job: Job, gpu: str | None) -> bool:
     environment = dict(os.environ)
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
-    if job.state == "interrupted" and not environment.get("OVERWRITE"):
-        environment["RESUME"] = "1"
+    environment["RESUME"] = _resume(job)
     LOGS.mkdir(parents=True, exist_ok=True)
     log = LOGS / f"{job.name}.log"
     begin = time.monotonic()
@@ -152,12 +160,17 @@ def run_one(job: Job, gpu: str | None) -> bool:
     return code == 0
 
 
+def _resume(job: Job) -> str:
+    """The value of RESUME that a cell's script needs."""
+    return "1" if job.state == "interrupted" and os.environ.get("OVERWRITE", "0") in ("", "0") else ""
+
+
 def slurm_script(jobs: list[Job]) -> str:
-    """An array job with one task a cell; partition, time and GPU are the cluster's to add."""
+    """An array job with one task a cell; partition and time are the cluster's to add."""
     lines = [
         "#!/usr/bin/env bash",
         "#SBATCH --job-name=paczo",
-        f"#SBATCH --array=0-{max(len(jobs) - 1, 0)}",
+        f"#SBATCH --array=0-{len(jobs) - 1}",
         "#SBATCH --gres=gpu:1",
         "#SBATCH --export=ALL",
         "set -euo pipefail",
@@ -165,7 +178,8 @@ def slurm_script(jobs: list[Job]) -> str:
         "scripts=(",
         *(f"    {shlex.quote(str(job.script.relative_to(ROOT)))}" for job in jobs),
         ")",
-        'bash "${scripts[$SLURM_ARRAY_TASK_ID]}"',
+        f"resume=({' '.join(_resume(job) or repr('') for job in jobs)})",
+        'RESUME=${resume[$SLURM_ARRAY_TASK_ID]} bash "${scripts[$SLURM_ARRAY_TASK_ID]}"',
     ]
     return "\n".join(lines)
 

@@ -1,26 +1,22 @@
-"""Greedy generation of many short answers, and minus their F1 as a per-sample loss."""
+"""Minus the F1 of greedily generated answers as a per-sample loss."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from src.batching import Indices, ScoredSequence, TokenTable, partition
+from src.batching import Indices, ScoredSequence, TokenTable
+from src.decoding import decoded, generate_tokens, stop_tokens
 from src.metrics import f1_score
 from src.objective_base import Objective, Samples, as_rows
-from src.scoring import restricted_head
 from src.utils import encode
 
 # A step of the decoding takes one token a row, so that a CPU wants many more rows than in a forward pass.
 CPU_BUDGET_FACTOR = 4
-# Rows that are done leave a batch together once they are this share of it: leaving copies the others' cache.
-LEAVING_SHARE = 0.2
 
 
 class GenerationF1(Objective):
@@ -98,109 +94,3 @@ class GenerationF1(Objective):
     def metrics(self) -> dict[str, float]:
         loss = float(self.losses().mean())
         return {"loss": loss, "f1": -loss}
-
-
-@torch.no_grad()
-def generate_tokens(
-    model: nn.Module,
-    prompts: TokenTable,
-    rows: Indices,
-    *,
-    max_new_tokens: int,
-    stops: Tensor,
-    token_budget: int,
-) -> Tensor:
-    """Greedy continuations, sorted by length into batches: int64 (rows, max_new_tokens), -1 behind a row's end.
-
-    Args:
-        model: a causal LM in evaluation mode.
-        rows: which of the prompts, in the order of the result.
-        stops: bool (V,), tokens that end a row and are not part of it.
-        token_budget: prompt and new tokens of a batch, padding included.
-    """
-    order = np.argsort(prompts.lengths[rows], kind="stable")
-    cuts = partition(prompts.lengths[rows[order]] + max_new_tokens, token_budget)
-    result = torch.full((len(rows), max_new_tokens), -1, device=prompts.device)
-    for begin, end in itertools.pairwise(cuts):
-        places = order[begin:end]
-        padded, real = (
-            torch.from_numpy(array).to(prompts.device) for array in _left_padded(prompts, rows[places])
-        )
-        put = torch.from_numpy(places).to(prompts.device)
-        result[put] = greedy(model, padded, real, max_new_tokens, stops)
-    return result
-
-
-def _left_padded(prompts: TokenTable, rows: Indices) -> tuple[Indices, NDArray[np.bool_]]:
-    """Token ids (B, L) of prompts, padded on the left, and which of them are tokens."""
-    lengths = prompts.lengths[rows]
-    width = int(lengths.max())
-    padded = np.zeros((len(rows), width), dtype=np.int64)
-    real = np.arange(width) >= width - lengths[:, None]
-    padded[real] = prompts.ids[rows][np.arange(prompts.ids.shape[1]) < lengths[:, None]]
-    return padded, real
-
-
-def decoded(tokenizer: PreTrainedTokenizerBase, tokens: Tensor) -> list[str]:
-    """The texts of `generate_tokens`' rows, without special tokens."""
-    rows = tokens.cpu().numpy()
-    return tokenizer.batch_decode([row[row >= 0] for row in rows], skip_special_tokens=True)
-
-
-def stop_tokens(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Tensor:
-    """bool (V,): the end-of-text token and every token whose text holds a newline."""
-    count = min(vocab_size, len(tokenizer))
-    stops = torch.zeros(vocab_size, dtype=torch.bool)
-    texts = tokenizer.batch_decode([[index] for index in range(count)])
-    stops[:count] = torch.tensor(["\n" in text for text in texts])
-    if tokenizer.eos_token_id is not None:
-        stops[tokenizer.eos_token_id] = True
-    return stops
-
-
-@torch.no_grad()
-def greedy(model: nn.Module, prompts: Tensor, real: Tensor, max_new_tokens: int, stops: Tensor) -> Tensor:
-    """The likeliest next token, again and again.
-
-    Args:
-        model: a causal LM in evaluation mode.
-        prompts: int64 (B, L), padded on the left.
-        real: bool (B, L), which of them are tokens.
-        max_new_tokens: at most so many.
-        stops: bool (V,), tokens that end a row and are not part of it.
-
-    Returns:
-        int64 (B, max_new_tokens), -1 behind a row's end.
-    """
-    device = prompts.device
-    result = torch.full((len(prompts), max_new_tokens), -1, device=device)
-    rows = torch.arange(len(prompts), device=device)
-    mask, tokens, cache = real.long(), prompts, None
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
-    for step in range(max_new_tokens):
-        last = torch.stack([torch.arange(len(rows), device=device), torch.full_like(rows, tokens.shape[1] - 1)])
-        with restricted_head(model, last):
-            output = model(
-                input_ids=tokens,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-            )
-        cache = output.past_key_values
-        following = output.logits.argmax(-1)
-        alive = alive & ~stops[following]
-        result[rows[alive], step] = following[alive]
-        left = int(alive.sum())
-        if left == 0:
-            break
-        tokens, positions = following[:, None], positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        if left <= (1 - LEAVING_SHARE) * len(rows):
-            keep = alive.nonzero()[:, 0]
-            cache.batch_select_indices(keep)
-            rows, alive, tokens, positions, mask = (
-                tensor[keep] for tensor in (rows, alive, tokens, positions, mask)
-            )
-    return result

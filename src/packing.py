@@ -93,6 +93,13 @@ def packed(model: nn.Module, layout: Layout) -> Iterator[None]:
         _layout.reset(token)
 
 
+def attention_window(model: nn.Module) -> int | None:
+    """How many tokens back some layer of a model sees at most; None where all see everything."""
+    config = getattr(model, "config", None)
+    windows = [getattr(config, name, None) for name in WINDOWS]
+    return min((int(window) for window in windows if window is not None), default=None)
+
+
 @torch.no_grad()
 def can_pack(model: nn.Module, longest: int) -> bool:
     """Whether sequences of up to `longest` tokens may be packed on this model, without a change of its losses.
@@ -106,8 +113,8 @@ def can_pack(model: nn.Module, longest: int) -> bool:
         return False
     if "position_ids" not in inspect.signature(base.forward).parameters:
         return False
-    windows = [getattr(config, name, None) for name in WINDOWS]
-    if any(window is not None and window < longest for window in windows):
+    window = attention_window(model)
+    if window is not None and window < longest:
         return False
     layout = Layout.of(np.array([1, 2]), torch.device("cpu"))
     try:

@@ -168,4 +168,5 @@ def _canonical(content: Record) -> str:
     try:
         return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     except ValueError as error:
-        raise RecordError(f"a record holds a number that is not finite: {content}") from error
+        # The values are not shown: the record may be a line of the private ledger.
+        raise RecordError(f"a record holds a number that is not finite: {', '.join(content)}") from error

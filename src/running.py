@@ -204,6 +204,7 @@ def _write_digest(run_dir: Path, digest: str) -> None:
     """Before `metrics.json`, which marks the run as finished."""
     path = digest_path(run_dir)
     path.parent.mkdir(exist_ok=True, mode=0o700)
+    path.touch(mode=0o600)
     path.write_text(digest + "\n", encoding="utf-8")
 
 

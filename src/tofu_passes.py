@@ -13,7 +13,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from src.batching import ScoredSequence, TokenTable
-from src.generation import decoded, generate_tokens
+from src.decoding import decoded, generate_tokens
 from src.packing import can_pack
 from src.scoring import scored_logits
 from src.utils import UserError

@@ -335,13 +335,13 @@ def two_point_derivatives(
     """g_i = (l_i(theta + eps z) - l_i(theta - eps z)) / (2 eps), float32 (N,) (arXiv 2605.06505, section 3).
 
     Raises:
-        UserError: a loss is NaN or infinite, or all are zero though not `may_be_zero`. Both are facts about the
-            whole training set, so stopping tells nothing about the secret half.
+        UserError: a loss or a derivative is NaN or infinite, or all losses are zero though not `may_be_zero`.
+            Both are facts about the whole training set, so stopping tells nothing about the secret half.
     """
-    for losses in (plus, minus):
-        bad = int((~torch.isfinite(losses)).sum())
-        if bad:
-            raise UserError(f"step {step}: {bad} of {len(losses)} losses are NaN or infinite; {REMEDY}")
-        if not may_be_zero and not losses.any():
-            raise UserError(f"step {step}: all {len(losses)} losses are zero; check the labels and the prompts")
-    return ((plus - minus) / (2 * eps)).float().numpy()
+    derivatives = ((plus - minus) / (2 * eps)).float()
+    bad = int((~torch.isfinite(derivatives)).sum())
+    if bad:
+        raise UserError(f"step {step}: {bad} of {len(plus)} losses are NaN or infinite; {REMEDY}")
+    if not may_be_zero and not (plus.any() and minus.any()):
+        raise UserError(f"step {step}: all {len(plus)} losses are zero; check the labels and the prompts")
+    return derivatives.numpy()

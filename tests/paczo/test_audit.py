@@ -129,7 +129,7 @@ def test_runs_are_a_function_of_the_seed_and_have_fair_secrets(mechanism):
     assert np.all(one.member.sum(axis=1) == 4)
 
 
-def test_sound_mechanisms_pass_and_broken_ones_are_caught(tmp_path, monkeypatch, capsys):
+def test_sound_mechanisms_pass_and_broken_ones_are_caught(tmp_path):
     chosen = [s for s in audit.settings() if s.directions == 1 and s.claimed_nats in (0.0, 0.11)]
     findings = [f for number, s in enumerate(chosen) for f in audit.attack(s, 400, number)]
     assert {f.setting.is_control for f in findings} == {True, False}

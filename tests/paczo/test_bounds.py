@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from paczo.bounds import epsilon_for_success, mi_for_success, posterior_success, success_for_epsilon
+from paczo.bounds import (
+    PAPER_BUDGETS,
+    epsilon_for_success,
+    mi_for_success,
+    posterior_success,
+    success_for_epsilon,
+)
+from scripts.make_cells import cells
 
 PRIORS = (1e-9, 0.25, 0.5, 0.9, 1 - 1e-6)
 
@@ -14,6 +21,11 @@ def exact_divergence(p, prior):
     p, prior = mpmath.mpf(p), mpmath.mpf(prior)
     rest = (1 - p) * mpmath.log((1 - p) / (1 - prior)) if p < 1 else 0
     return p * mpmath.log(p / prior) + rest
+
+
+def test_the_printed_budgets_are_those_of_the_cells():
+    assert set(PAPER_BUDGETS) == {float(cell["mi"]) for cell in cells() if cell["mi"]}
+    assert list(PAPER_BUDGETS) == sorted(PAPER_BUDGETS)
 
 
 class TestPosteriorSuccess:

@@ -97,6 +97,7 @@ def test_five_hundred_damages_are_refused(run, tmp_path, capsys):
             error = capsys.readouterr().err
             assert error.startswith("error: "), error
             assert error.count("\n") == 1, error
+            assert ".jsonl" in error, "the record is what is refused, not the arguments"
         assert (work / name).read_bytes() == damaged, "refusing must not write"
         (work / name).write_bytes(content)
     assert not (work / "out").exists()

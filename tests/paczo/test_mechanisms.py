@@ -1,6 +1,5 @@
 import dataclasses
 import itertools
-import json
 import math
 import subprocess
 import sys
@@ -33,7 +32,8 @@ def random_signs(rng, num_subsets):
 
 
 def snapshot(mechanism):
-    return json.dumps(mechanism.state())
+    posterior = mechanism.log_posterior.tolist() if hasattr(mechanism, "log_posterior") else None
+    return mechanism.releases, mechanism.spent_nats, posterior
 
 
 class TestPacMIBudget:
@@ -123,9 +123,7 @@ class TestPacMIBudget:
     def test_tiny_minority_is_never_free(self, log_minority, minority_sign):
         mechanism = PacMI(2, 1, 5.0, 10, SecretRandom.from_seed(4), adaptive=False)
         mechanism.release([1, -1])
-        state = mechanism.state()
-        state["log_posterior"] = [log_minority.hex(), (0.0).hex()]
-        mechanism.load_state(state)
+        mechanism._log_posterior = np.array([log_minority, 0.0])
         release = mechanism.release([minority_sign, -minority_sign])
         mass = max(math.exp(log_minority), 1e-300)
         assert release.kind == "noisy"
@@ -289,8 +287,10 @@ class TestPacMIFailsClosed:
 
 
 class TestResume:
+    """A run that died makes its recorded releases again, from the same signs and key."""
+
     @pytest.mark.parametrize("directions", [1, 3])
-    def test_round_trip_is_exact_at_every_release(self, directions):
+    def test_releases_made_again_bring_the_exact_state_back(self, directions):
         """Restoring the spent total alone would leave the posterior uniform and every later sigma wrong."""
 
         def fresh():
@@ -301,101 +301,32 @@ class TestResume:
         whole = fresh()
         states, releases = [], []
         for row in signs:
-            states.append(json.dumps(whole.state()))
+            states.append(snapshot(whole))
             releases.append(whole.release(row))
         assert len({release.noise_std for release in releases}) > 4
-        for start, text in enumerate(states):
+        for start, state in enumerate(states):
             resumed = fresh()
-            resumed.load_state(json.loads(text))
-            assert snapshot(resumed) == text
+            assert [resumed.release(row) for row in signs[:start]] == releases[:start]
+            assert snapshot(resumed) == state
             assert [resumed.release(row) for row in signs[start:]] == releases[start:]
             assert snapshot(resumed) == snapshot(whole)
             with pytest.raises(BudgetExhausted):
                 resumed.release(signs[0])
 
-    def test_repeated_release_after_a_crash_is_the_same_one(self):
-        for make in (
-            lambda: PacMI(4, 1, 0.5, 9, SecretRandom.from_seed(10)),
-            lambda: PacZPL(4, 1, SecretRandom.from_seed(10)),
-        ):
-            mechanism, bits = make(), []
-            for _ in range(9):
-                before = mechanism.state()
-                first = mechanism.release(SPLIT)
-                mechanism.load_state(before)
-                assert mechanism.release(SPLIT) == first
-                bits.append(first.bit)
-            assert set(bits) == {-1.0, 1.0}
+    def test_coins_are_tossed_again_alike(self):
+        first, again = (PacZPL(4, 1, SecretRandom.from_seed(10)) for _ in range(2))
+        bits = [first.release(SPLIT).bit for _ in range(9)]
+        assert bits == [again.release(SPLIT).bit for _ in range(9)]
+        assert set(bits) == {-1.0, 1.0}
 
-    @pytest.mark.parametrize(
-        "damage",
-        [
-            {"mechanism": "PAC-ZPL"},
-            {"num_subsets": 6},
-            {"secret": 1},
-            {"budget_nats": (0.6).hex()},
-            {"steps": 6},
-            {"directions": 1},
-            {"adaptive": 1},
-            {"releases": -1},
-            {"releases": 11},
-            {"releases": 3.0},
-            {"releases": None},
-            {"releases": 0},
-            {"spent_nats": (0.51).hex()},
-            {"spent_nats": (0.2).hex()},
-            {"spent_nats": (-0.01).hex()},
-            {"spent_nats": (0.0).hex()},
-            {"spent_nats": "nan"},
-            {"spent_nats": "inf"},
-            {"spent_nats": 0.1},
-            {"spent_nats": "many"},
-            {"step_nats": (0.05).hex()},
-            {"step_nats": (0.6).hex()},
-            {"step_nats": None},
-            {"log_posterior": None},
-            {"log_posterior": [(-math.log(3)).hex()] * 3},
-            {"log_posterior": [(-1.0).hex()] * 4},
-            {"log_posterior": ["nan"] * 4},
-            {"log_posterior": ["-inf", (0.0).hex(), "-inf", "-inf"]},
-            {"log_posterior": "0x1p0"},
-        ],
-    )
-    def test_damaged_record_is_refused(self, damage):
-        mechanism = PacMI(4, 2, 0.5, 5, SecretRandom.from_seed(11), directions=2)
-        for _ in range(3):
-            mechanism.release(SPLIT)
-        good = mechanism.state()
-        mechanism.release(SPLIT)
-        before = snapshot(mechanism)
-        with pytest.raises(ValueError, match="record"):
-            mechanism.load_state({**good, **damage})
-        for name in good:
-            with pytest.raises(ValueError, match="record"):
-                mechanism.load_state({key: value for key, value in good.items() if key != name})
-        for other in (None, [], "x"):
-            with pytest.raises(ValueError, match="record"):
-                mechanism.load_state(other)
-        assert snapshot(mechanism) == before
-        mechanism.load_state(good)
-        assert mechanism.releases == 3
-
-    def test_other_mechanisms(self):
-        rng = SecretRandom.from_seed(12)
-        for mechanism, argument in (
-            (PacZPL(4, 0, rng), SPLIT),
-            (NonPrivate("random_sign", [True, False], rng), np.ones(2)),
-        ):
-            mechanism.release(argument)
-            state = json.loads(snapshot(mechanism))
-            mechanism.release(argument)
-            before = snapshot(mechanism)
-            for damage in ({"releases": -1}, {"releases": "1"}, {"mechanism": "?"}):
-                with pytest.raises(ValueError, match="record"):
-                    mechanism.load_state({**state, **damage})
-            assert snapshot(mechanism) == before
-            mechanism.load_state(state)
-            assert mechanism.releases == 1
+    def test_a_skipped_release_is_counted(self):
+        whole, resumed = (NonPrivate("random_sign", [True, False], SecretRandom.from_seed(3)) for _ in range(2))
+        bits = [whole.release(np.ones(2)).bit for _ in range(9)]
+        for _ in range(4):
+            resumed.skip()
+        assert [resumed.release(np.ones(2)).bit for _ in range(5)] == bits[4:]
+        assert resumed.releases == whole.releases == 9
+        assert len(set(bits[4:])) == 2
 
 
 class TestPacZPL:

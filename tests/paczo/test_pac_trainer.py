@@ -150,11 +150,14 @@ def test_replay_of_a_lora_and_a_full_run_is_bit_identical(tokenizer, tmp_path):
 
 
 def test_one_direction_releases_the_bits_that_the_first_of_several_would(task, tmp_path):
-    train(fresh(task), tmp_path / "one", pac_zpl=True, max_steps=1)
-    train(fresh(task), tmp_path / "four", pac_zpl=True, max_steps=1, pac_k=4)
-    first = transcript.read(tmp_path / "one" / "transcript.jsonl")[1][0]
-    several = transcript.read(tmp_path / "four" / "transcript.jsonl")[1][0]
-    assert first.seeds == several.seeds[:1]
+    for seed in range(4):
+        settings = {"pac_zpl": True, "max_steps": 1, "pac_secret_seed": seed}
+        train(fresh(task), tmp_path / f"one {seed}", **settings)
+        train(fresh(task), tmp_path / f"four {seed}", pac_k=4, **settings)
+        first = transcript.read(tmp_path / f"one {seed}" / "transcript.jsonl")[1][0]
+        several = transcript.read(tmp_path / f"four {seed}" / "transcript.jsonl")[1][0]
+        assert first.seeds == several.seeds[:1]
+        assert first.coefficients == several.coefficients[:1]
 
 
 def test_clipping_is_part_of_the_release(task, tmp_path, monkeypatch):

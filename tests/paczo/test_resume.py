@@ -110,7 +110,8 @@ def test_fifty_deaths_change_nothing(uninterrupted, tmp_path, monkeypatch):
     assert outcome(tmp_path / "run") == outcome(folder)
     assert torch.equal(trainer.model.weight, expected.model.weight)
     assert trainer.privacy() == expected.privacy()
-    assert trainer.mechanism.state() == expected.mechanism.state()
+    assert trainer.mechanism.log_posterior.tolist() == expected.mechanism.log_posterior.tolist()
+    assert trainer.mechanism.releases == expected.mechanism.releases
     assert history(trainer) == history(expected)
     assert trainer.state.best_global_step == expected.state.best_global_step
     assert checkpoints(tmp_path / "run") == checkpoints(folder)
@@ -124,7 +125,7 @@ def test_killed_processes_change_nothing(uninterrupted, tmp_path):
     command = [sys.executable, str(Path(lives.__file__))]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=environment, **pipes) as server:
-        for target in (4, 41, 80, 121, 150, 180):
+        for target in (4, 35, 66, 97, 128, 159):
             print(run, file=server.stdin, flush=True)
             process = int(server.stdout.readline())
             wait_for_lines(run / "transcript.jsonl", target)
@@ -140,7 +141,7 @@ def test_killed_processes_change_nothing(uninterrupted, tmp_path):
 
 
 def wait_for_lines(path, count):
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not path.exists() or path.read_bytes().count(b"\n") < count:
         assert time.monotonic() < end
         time.sleep(0.001)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -32,7 +35,7 @@ def project(tmp_path, monkeypatch):
     for folder, name, action, module in (
         ("headline", "one", "true", "paczo.run_paczo"),
         ("headline", "two", "echo 'error: no luck' >&2; exit 2", "paczo.run_paczo"),
-        ("baselines", "three", "true", "baselines.run_dp_zo"),
+        ("baselines", "three", "true", "scripts.launch 2 baselines.run_dp_zo"),
     ):
         path = tmp_path / "scripts" / folder / f"{name}.sh"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,6 +86,42 @@ def test_states_are_listed_and_interrupted_runs_are_resumed(project, monkeypatch
     assert capsys.readouterr().out.split("\n")[:3] == ["one: interrupted", "two: other", "three: new"]
     run(monkeypatch, "one")
     assert "resume=1" in (project / "result/logs/one.log").read_text()
+    monkeypatch.setenv("OVERWRITE", "1")
+    run(monkeypatch, "one")
+    assert "resume=\n" in (project / "result/logs/one.log").read_text()
+
+
+def test_a_run_that_died_before_its_transcript_is_interrupted(project, monkeypatch, capsys):
+    (project / "result/runs/one/private").mkdir(parents=True)
+    (project / "result/runs/one/private/ledger.jsonl").write_text("")
+    assert run(monkeypatch, "one", "--list") == 0
+    assert capsys.readouterr().out == "one: interrupted\n"
+
+
+def test_a_baseline_is_begun_anew(project, monkeypatch, capsys):
+    """It cannot be resumed, on however many GPUs."""
+    (project / "result/runs/three").mkdir(parents=True)
+    (project / "result/runs/three/transcript.jsonl").write_text("")
+    assert run(monkeypatch, "three", "--list") == 0
+    assert capsys.readouterr().out == "three: new\n"
+
+
+def test_no_cell_is_started_after_the_user_stopped_the_sweep(project, monkeypatch):
+    """The first cell ends by the signal; the two that wait are not run."""
+
+    def stopped(job, gpu):
+        started.append(job.name)
+        if len(started) == 1:
+            time.sleep(0.2)  # until the main thread waits
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            time.sleep(0.5)
+        return False
+
+    started = []
+    monkeypatch.setattr(run_cells, "run_one", stopped)
+    assert run(monkeypatch, "*") == 130
+    time.sleep(0.7)
+    assert started == ["one"]
 
 
 def test_gpus_share_the_cells(project, monkeypatch, capsys):
@@ -94,15 +133,21 @@ def test_gpus_share_the_cells(project, monkeypatch, capsys):
 
 def test_slurm_prints_an_array_of_what_is_left(project, monkeypatch, capsys):
     finish(project, "one")
+    (project / "result/runs/two").mkdir(parents=True)
+    (project / "result/runs/two/transcript.jsonl").write_text("")
     assert run(monkeypatch, "*", "--slurm") == 0
     text = capsys.readouterr().out
     assert "#SBATCH --array=0-1\n" in text
     assert "one.sh" not in text
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
-    done = subprocess.run(
-        ["bash"], input=text, text=True, capture_output=True, env={**os.environ, "SLURM_ARRAY_TASK_ID": "1"}
-    )
-    assert done.stdout.startswith("three ")
+    said = []
+    for number in "01":
+        environment = {**os.environ, "SLURM_ARRAY_TASK_ID": number}
+        done = subprocess.run(["bash"], input=text, text=True, capture_output=True, env=environment)
+        said.append(done.stdout)
+    assert said == ["two gpu= resume=1\n", "three gpu= resume=\n"]
+    assert run(monkeypatch, "one", "--slurm") == 2
+    assert "no job to submit" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,15 @@ def test_wrong_variables_are_one_line(script, variables, message):
     assert result.stderr.count("\n") == 1
 
 
+def test_a_switch_that_is_zero_is_off():
+    off = dry_run(CELL, OVERWRITE="0", RESUME="0", SMOKE="0").stdout
+    assert off == dry_run(CELL).stdout
+    on = dry_run(CELL, OVERWRITE="1", RESUME="1", SMOKE="1").stdout
+    for option in ("--overwrite_output_dir", "--resume_from_checkpoint", "--smoke"):
+        assert option in on
+        assert option not in off
+
+
 def test_accounting_imports_without_torch():
     """The modules that compute privacy run where torch is not installed."""
     modules = "paczo.pac_utils, paczo.mechanisms, paczo.bounds, paczo.randomness, scripts.run_cells"

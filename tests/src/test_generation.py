@@ -7,6 +7,7 @@ import pytest
 import torch
 from builders import ARCHITECTURES, make_model
 
+from src.decoding import shared_beginnings
 from src.metrics import f1_score
 from src.objectives import GenerationF1
 
@@ -46,6 +47,60 @@ def test_answers_are_those_of_the_library(model_type, token_budget, tokenizer):
     expected = [one_by_one(model, tokenizer, prompt, 12) for prompt in PROMPTS]
     assert objective.texts() == expected
     assert objective.texts([4, 1]) == [expected[4], expected[1]]
+
+
+SHARED = " ".join(["the actor and the plot of a dull film was cold"] * 2)
+BEGINNINGS = [
+    *(f"{SHARED} {end}" for end in ("so very good", "slow", "a bright film It was", "so very bad")),
+    *(f"warm {SHARED} {end}" for end in ("It was", "great and good")),
+    "dull",
+    f"bright {SHARED} a film",
+    SHARED,
+]
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize("token_budget", [60, 4096])
+def test_answers_to_prompts_that_begin_alike_are_those_of_the_library(model_type, token_budget, tokenizer):
+    model = model_that_stops(model_type)
+    golds = [["good"]] * len(BEGINNINGS)
+    objective = GenerationF1(model, tokenizer, BEGINNINGS, golds, 12, token_budget=token_budget)
+    assert objective.texts() == [one_by_one(model, tokenizer, prompt, 12) for prompt in BEGINNINGS]
+
+
+def test_what_begins_alike_goes_through_the_model_once(tokenizer, monkeypatch):
+    model = make_model("llama")
+    objective = GenerationF1(model, tokenizer, BEGINNINGS, [["good"]] * len(BEGINNINGS), 1)
+    seen = []
+    forward = model.model.forward
+
+    def counted(*args, **inputs):
+        seen.append(inputs["input_ids"].numel())
+        return forward(*args, **inputs)
+
+    monkeypatch.setattr(model.model, "forward", counted)
+    objective.texts()
+    assert len(seen) == 2
+    assert sum(seen) < 0.8 * objective.num_tokens
+    seen.clear()
+    model.config.sliding_window = 30
+    objective.texts()
+    assert len(seen) == 1, "a window counts places in the cache, so nothing is shared"
+
+
+def test_groups_of_rows_that_begin_alike():
+    common = list(range(100, 130))
+    rows = [[*common, 1, 2], [5, 6], [*common, 3], [*common[:25], 7], common, [*common[:10], 8, 9]]
+    lengths = np.array([len(row) for row in rows])
+    ids = np.array([row + [0] * (32 - len(row)) for row in rows])
+    groups, shared = shared_beginnings(ids, lengths)
+    assert shared.tolist() == [25, 0, 25, 25, 25, 0]
+    assert len({groups[0], groups[2], groups[3], groups[4]}) == 1
+    assert len(set(groups.tolist())) == 3
+    alone = shared_beginnings(ids[:1], lengths[:1])
+    assert [part.tolist() for part in alone] == [[0], [0]]
+    twins = shared_beginnings(ids[[4, 4]], lengths[[4, 4]])
+    assert twins[1].tolist() == [29, 29], "the last token is each row's own"
 
 
 def test_answers_end_at_different_steps(tokenizer):

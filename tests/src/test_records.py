@@ -119,8 +119,8 @@ def test_an_undamaged_file_is_read_as_written(tmp_path):
 
 def test_what_is_not_a_number_is_not_recorded(tmp_path):
     writer = RecordWriter(tmp_path / "records.jsonl", {})
-    with pytest.raises(RecordError, match="not finite"):
-        writer.append({"value": float("nan")})
+    with pytest.raises(RecordError, match=r"not finite: secret, value$"):
+        writer.append({"secret": 77, "value": float("nan")})
     assert read_records(tmp_path / "records.jsonl") == [{}]
 
 

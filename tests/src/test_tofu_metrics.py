@@ -13,6 +13,7 @@ import torch
 from builders import make_model, make_tokenizer
 from rouge_score.rouge_scorer import RougeScorer
 from scipy import stats
+from transformers import GenerationConfig
 
 from src import tofu_metrics as metrics
 from src.batching import ScoredSequence
@@ -142,13 +143,30 @@ def test_one_pass_gives_what_each_text_gives_alone(model):
         assert scored.loss == pytest.approx(-float(chosen.mean()), abs=1e-5)
 
 
-def test_generation_in_a_batch_equals_generation_alone(model):
+def test_generation_is_the_librarys_greedy_one(model):
+    """Also where the checkpoint would sample, and where it names an end token of its own."""
     tokenizer = make_tokenizer()
     prompts = encode_prompts(tokenizer, [question for question, _ in PAIRS])
-    together = generate(model, tokenizer, prompts, max_new_tokens=8)
-    alone = [generate(model, tokenizer, [prompt], max_new_tokens=8)[0] for prompt in prompts]
-    assert together == alone
-    assert any(together)
+    eos = [tokenizer.eos_token_id]
+    plain = [library_answer(model, tokenizer, prompt, eos) for prompt in prompts]
+    own_end = [*eos, tokenizer(plain[0], add_special_tokens=False)["input_ids"][2]]
+    shorter = [library_answer(model, tokenizer, prompt, own_end) for prompt in prompts]
+    assert shorter[0] != plain[0]
+    before = model.generation_config
+    try:
+        for ends, expected in ((eos, plain), (own_end, shorter)):
+            model.generation_config = GenerationConfig(eos_token_id=ends, do_sample=True, repetition_penalty=3.0)
+            assert generate(model, tokenizer, prompts, max_new_tokens=8) == expected
+            assert generate(model, tokenizer, prompts, max_new_tokens=8, token_budget=1) == expected
+    finally:
+        model.generation_config = before
+
+
+def library_answer(model, tokenizer, prompt, ends):
+    config = GenerationConfig(max_new_tokens=8, do_sample=False, eos_token_id=ends, pad_token_id=1)
+    output = model.generate(input_ids=torch.tensor([prompt]), generation_config=config)
+    new = [token for token in output[0, len(prompt) :].tolist() if token not in ends]
+    return tokenizer.decode(new, skip_special_tokens=True).strip()
 
 
 def test_gradient_norms(model):

@@ -1,0 +1,124 @@
+"""Write README's tables of measured figures from `result/published/*.json`, between their marks.
+
+python -m scripts.readme_tables            # writes what differs
+python -m scripts.readme_tables --check    # writes nothing; exits 1 where something differs
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+PUBLISHED = ROOT / "result" / "published"
+BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+Figures = dict[str, Any]
+
+
+def tables(folder: Path = PUBLISHED) -> dict[str, str]:
+    """Text of each table, by name."""
+    content = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))}
+    makers: dict[str, Callable[[dict[str, Figures]], str]] = {
+        "speed": speed,
+        "generation": generation,
+        "learning": learning,
+    }
+    return {name: make(content) for name, make in makers.items()}
+
+
+def speed(content: dict[str, Figures]) -> str:
+    """A row a measured zeroth-order step."""
+    rows, sources = [], []
+    for figures in content.values():
+        if "memory" not in figures:
+            continue
+        args, median, memory = figures["arguments"], figures["median"], figures["memory"]
+        reference = median.get("reference")
+        name = {"lora": "LoRA", "ft": "full"}[args["track"]] + (", in place" if args["zo_inplace"] else "")
+        rows.append(
+            (
+                f"{args['shape']}, {name}, {args['dtype']}",
+                f"{median['step']:.2f} s",
+                "" if reference is None else f"{reference:.1f} s",
+                f"{median['floor']:.2f} s",
+                "" if reference is None else f"{reference / median['step']:.1f}",
+                f"{median['step'] / median['floor']:.2f}",
+                f"{memory['peak'] / 2**20:.0f} MiB",
+                f"{memory['ratio']:.2f}",
+            )
+        )
+        sources.append(figures)
+    head = ("run", "step", "reference", "floor", "reference / step", "step / floor", "peak", "peak / parts")
+    return _table(head, rows) + _measured_on(sources)
+
+
+def generation(content: dict[str, Figures]) -> str:
+    """A row a measured generation."""
+    rows, sources = [], []
+    for figures in content.values():
+        if "identical_answers" not in figures:
+            continue
+        args, median = figures["arguments"], figures["median"]
+        same = f"{figures['identical_answers']} of {figures['questions']}"
+        ours, reference = median["step"], median["reference"]
+        what = f"{args['model']}, {args['dtype']}"
+        rows.append((what, f"{ours:.1f} s", f"{reference:.1f} s", f"{reference / ours:.1f}", same))
+        sources.append(figures)
+    head = ("model", "ours", "reference", "reference / ours", "identical answers")
+    return _table(head, rows) + _measured_on(sources)
+
+
+def learning(content: dict[str, Figures]) -> str:
+    """A row a mechanism: held-out accuracy on the small problem."""
+    measured = content["learning_table"]
+    rows = [("before training", _accuracy(measured["before"]), "", "")]
+    for row in measured["rows"]:
+        rate, count = f"{row['learning_rate']:g}", f"{row['evaluations']:,.0f}"
+        rows.append((row["method"], _accuracy(row["accuracy"]), rate, count))
+    head = ("mechanism", f"accuracy, {len(measured['seeds'])} seeds", "learning rate", "samples evaluated")
+    return _table(head, rows) + _measured_on([measured])
+
+
+def _accuracy(values: Sequence[float]) -> str:
+    return f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f} %"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _measured_on(sources: Sequence[Figures]) -> str:
+    """The machines, dates and versions of what a table shows."""
+    found = []
+    for figures in sources:
+        versions = figures["versions"]
+        libraries = f"torch {versions['torch']}, transformers {versions['transformers']}"
+        found.append(f"{figures['device']}, {figures['threads']} threads, {figures['date']}, {libraries}")
+    return "\n" + ".\n".join(dict.fromkeys(found)) + ".\n" if found else ""
+
+
+def filled(text: str, texts: dict[str, str]) -> str:
+    """README's text with each marked block replaced by its table; KeyError for a mark that has none."""
+    return BLOCK.sub(lambda match: match[1] + texts[match[2]] + match[3], text)
+
+
+def main() -> None:
+    """Write README where it differs, or with --check say so and exit 1."""
+    text = README.read_text("utf-8")
+    wanted = filled(text, tables())
+    check = "--check" in sys.argv
+    if wanted != text and not check:
+        README.write_text(wanted, encoding="utf-8")
+    print("README.md is as measured" if wanted == text else f"README.md {'differs' if check else 'written'}")
+    sys.exit(1 if check and wanted != text else 0)
+
+
+if __name__ == "__main__":
+    main()
