@@ -25,7 +25,7 @@ from src.lora import LoraSettings, add_lora
 from src.models import load_model
 from src.objectives import Objective
 from src.processes import is_first, on_first
-from src.tasks import LOSSES, Splits, Task, get_task
+from src.tasks import LOSSES, Limits, Splits, Task, get_task
 from src.utils import UserError, precision, versions, write_json
 from src.zo_trainer import ZOArguments
 
@@ -227,12 +227,12 @@ def _objectives(
     tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[Objective, Objective, Objective]:
     """Of the training, dev and test sets; the training loss is the one the flags choose."""
-    limits: dict[str, Any] = {"token_budget": settings.token_budget, "max_new_tokens": settings.max_new_tokens}
+    limits = Limits(settings.token_budget, settings.max_new_tokens)
     try:
         return (
-            task.training_objective(loss, model, tokenizer, splits.train, **limits),
-            task.objective(model, tokenizer, splits.dev, **limits),
-            task.objective(model, tokenizer, splits.test, **limits),
+            task.training_objective(loss, model, tokenizer, splits.train, limits),
+            task.objective(model, tokenizer, splits.dev, limits),
+            task.objective(model, tokenizer, splits.test, limits),
         )
     except ValueError as error:
         raise UserError(f"{settings.task_name} does not fit {settings.model_name}: {error}") from error

@@ -47,6 +47,14 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """Tokens of a micro-batch at most, None for the device's default, and of a generated answer."""
+
+    token_budget: int | None = None
+    max_new_tokens: int = 50
+
+
+@dataclass(frozen=True)
 class Splits:
     train: list[Sample]
     dev: list[Sample]
@@ -73,9 +81,7 @@ class Task:
         model: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         samples: list[Sample],
-        *,
-        token_budget: int | None = None,
-        max_new_tokens: int = 50,
+        limits: Limits = Limits(),
     ) -> Objective:
         """What the task is scored by; its losses are those of `own_loss`."""
         raise NotImplementedError
@@ -92,27 +98,24 @@ class Task:
         model: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         samples: list[Sample],
-        *,
-        token_budget: int | None = None,
-        max_new_tokens: int = 50,
+        limits: Limits = Limits(),
     ) -> Objective:
         """Per-sample losses by one of `LOSSES`; `only_train_option` is the answer's negative log-likelihood."""
         self.check_loss(loss)
         if loss == "only_train_option":
-            return self.likelihood(model, tokenizer, samples, token_budget=token_budget)
-        return self.objective(model, tokenizer, samples, token_budget=token_budget, max_new_tokens=max_new_tokens)
+            return self.likelihood(model, tokenizer, samples, limits)
+        return self.objective(model, tokenizer, samples, limits)
 
     def likelihood(
         self,
         model: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         samples: list[Sample],
-        *,
-        token_budget: int | None = None,
+        limits: Limits = Limits(),
     ) -> Objective:
         """Mean negative log-likelihood of the first right answer's tokens alone."""
         prompts, answers = [s.prompt for s in samples], [s.answer for s in samples]
-        return AnswerLikelihood(model, tokenizer, prompts, answers, token_budget=token_budget)
+        return AnswerLikelihood(model, tokenizer, prompts, answers, token_budget=limits.token_budget)
 
     def splits(
         self, data_dir: str | None, *, num_train: int, num_dev: int, num_eval: int, train_set_seed: int
@@ -189,9 +192,7 @@ class SST2(Task):
         model: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         samples: list[Sample],
-        *,
-        token_budget: int | None = None,
-        max_new_tokens: int = 50,
+        limits: Limits = Limits(),
     ) -> Objective:
         """Cross-entropy over the candidates' scores; nothing is generated."""
         return CandidateScoring(
@@ -200,7 +201,7 @@ class SST2(Task):
             [sample.prompt for sample in samples],
             [list(sample.candidates) for sample in samples],
             [sample.label for sample in samples],
-            token_budget=token_budget,
+            token_budget=limits.token_budget,
         )
 
 
@@ -225,9 +226,7 @@ class SQuAD(Task):
         model: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         samples: list[Sample],
-        *,
-        token_budget: int | None = None,
-        max_new_tokens: int = 50,
+        limits: Limits = Limits(),
     ) -> Objective:
         """Minus the F1 of the greedily generated answer; it has no gradient, which no step here needs."""
         return GenerationF1(
@@ -235,8 +234,8 @@ class SQuAD(Task):
             tokenizer,
             [sample.prompt for sample in samples],
             [list(sample.answers) for sample in samples],
-            max_new_tokens,
-            token_budget=token_budget,
+            limits.max_new_tokens,
+            token_budget=limits.token_budget,
         )
 
 

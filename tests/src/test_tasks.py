@@ -8,7 +8,7 @@ import pytest
 from builders import make_model, make_tokenizer
 
 from src.objectives import AnswerLikelihood, CandidateScoring, GenerationF1
-from src.tasks import SST2, SQuAD, get_task
+from src.tasks import SST2, Limits, SQuAD, get_task
 from src.utils import Parser, UserError, read_jsonl, write_json
 
 
@@ -140,10 +140,10 @@ def test_a_task_makes_the_objective_of_its_loss(tmp_path):
         write_squad(tmp_path, [QUESTION] * 4), num_train=3, num_dev=1, num_eval=2, train_set_seed=0
     )
     task, samples = SQuAD(), splits.train
-    generated = task.training_objective("non_diff", model, tokenizer, samples, max_new_tokens=3)
+    generated = task.training_objective("non_diff", model, tokenizer, samples, Limits(max_new_tokens=3))
     assert type(generated) is GenerationF1
     assert generated.max_new_tokens == 3
-    assert set(task.objective(model, tokenizer, samples, max_new_tokens=2).metrics()) == {"loss", "f1"}
+    assert set(task.objective(model, tokenizer, samples, Limits(max_new_tokens=2)).metrics()) == {"loss", "f1"}
     likelihood = task.training_objective("only_train_option", model, tokenizer, samples)
     direct = AnswerLikelihood(model, tokenizer, [s.prompt for s in samples], ["so good"] * 3)
     assert likelihood.losses().tolist() == direct.losses().tolist()
