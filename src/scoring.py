@@ -14,6 +14,9 @@ from torch.nn import functional
 from src.batching import Indices, MicroBatch, ScoredSequence, TokenTable
 from src.packing import can_pack, packed
 
+# Logits over the whole vocabulary that are held at once, in float32.
+MOST_LOGITS = 1 << 27
+
 Groups = Sequence[Sequence[ScoredSequence]]
 
 
@@ -98,8 +101,12 @@ class SequenceScorer(Scorer):
         self.owner = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
         lengths = [float(len(s.ids) - s.start) for s in flat]
         self.lengths = torch.tensor(lengths, device=device)
+        # As many tokens as are scored, on average, in MOST_LOGITS logits.
+        vocabulary = int(getattr(getattr(model, "config", None), "vocab_size", 1))
+        self._most_tokens = max(1, int(MOST_LOGITS / vocabulary * self.num_tokens / sum(lengths)))
 
     def _make_plan(self, token_budget: int, rows: Indices | None) -> list[MicroBatch]:
+        token_budget = min(token_budget, self._most_tokens)
         chosen = None if rows is None else np.flatnonzero(np.isin(self.owner, rows))
         return self.micro_batches(token_budget, chosen)
 

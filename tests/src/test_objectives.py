@@ -10,6 +10,7 @@ import pytest
 import torch
 from builders import ARCHITECTURES, make_model
 
+from src import scoring
 from src.batching import BATCH_OVERHEAD_TOKENS, ScoredSequence, TokenTable, partition
 from src.learning_task import pretrain
 from src.lora import add_lora
@@ -76,6 +77,18 @@ def test_likelihood_is_the_mean_over_the_answers_tokens(model_type, tokenizer):
     expected = [-plain_scores(model, tokenizer, p, [a])[0] for p, a in zip(PROMPTS, answers, strict=True)]
     np.testing.assert_allclose(objective.losses().numpy(), expected, rtol=1e-5)
     assert objective.metrics() == {"loss": pytest.approx(np.mean(expected), rel=1e-5)}
+
+
+def test_the_logits_of_a_micro_batch_are_bounded(tokenizer, monkeypatch):
+    model = make_model("llama")
+    answers = ["so very good", "bad", "warm and bright", "cold"]
+    whole = AnswerLikelihood(model, tokenizer, PROMPTS, answers)
+    monkeypatch.setattr(scoring, "MOST_LOGITS", 4 * model.config.vocab_size)
+    parts = AnswerLikelihood(model, tokenizer, PROMPTS, answers)
+    scored = [len(batch.targets) for batch in parts._scorer._make_plan(parts.token_budget, None)]
+    assert len(scored) > 1
+    assert max(scored) <= 4
+    torch.testing.assert_close(parts.losses(), whole.losses(), rtol=1e-5, atol=1e-6)
 
 
 def test_losses_follow_the_parameters_and_leave_the_model_as_it_was(tokenizer):
