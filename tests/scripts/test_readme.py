@@ -1,0 +1,35 @@
+"""README's measured tables are those of `result/published`, and what it says can be run is there."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from scripts.readme_tables import BLOCK, README, ROOT, filled, tables
+
+
+def test_the_tables_are_as_measured():
+    text = README.read_text("utf-8")
+    names = [match[2] for match in BLOCK.finditer(text)]
+    assert sorted(names) == sorted(tables())
+    assert filled(text, tables()) == text, "run python -m scripts.readme_tables"
+
+
+def test_a_changed_figure_is_seen():
+    text = README.read_text("utf-8")
+    changed = {name: table.replace("1", "2") for name, table in tables().items()}
+    assert filled(text, changed) != text
+    with pytest.raises(KeyError):
+        filled("<!-- table: other -->\n<!-- end of table -->", tables())
+
+
+def test_scripts_and_modules_that_are_named_exist():
+    text = README.read_text("utf-8")
+    scripts = set(re.findall(r"scripts/[\w/]+\.(?:sh|py)", text))
+    modules = set(re.findall(r"python -m ((?:src|paczo|pum|baselines|scripts)[\w.]*)", text))
+    assert len(scripts) > 5
+    assert len(modules) > 3
+    missing = [name for name in scripts if not (ROOT / name).exists()]
+    missing += [name for name in modules if not (ROOT / (name.replace(".", "/") + ".py")).exists()]
+    assert not missing
