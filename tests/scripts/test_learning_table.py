@@ -17,7 +17,7 @@ def test_every_row_evaluates_as_many_samples():
     assert TUNING_SEED not in SEEDS
     names = [method.name for method in methods()]
     assert len(set(names)) == len(names) == 11
-    assert all(len(set(method.rates)) == 3 for method in methods())
+    assert all(len(set(method.rates)) == len(method.rates) >= 3 for method in methods())
 
 
 @pytest.mark.parametrize("name", ["PAC-MI 0.33", "DP-AggZO eps 2"])
