@@ -26,7 +26,7 @@ from paczo.randomness import SecretRandom
 from src.objectives import Objective
 from src.processes import on_first
 from src.utils import UserError
-from src.zo_trainer import ZOArguments, ZOTrainer
+from src.zo_trainer import ZOArguments, ZOTrainer, central_difference
 
 PUBLIC_SETTINGS = ("dp_k", "dp_epsilon", "dp_delta", "dp_clip", "dp_sample_rate", "max_steps")
 _UNIT = 1 << 53
@@ -144,7 +144,7 @@ class DPZOTrainer(ZOTrainer):
         rows = []
         for seed in seeds:
             plus, minus = self.space.two_point(seed, self.args.zo_eps, lambda: self.train_dataset.losses(samples))
-            rows.append(((plus - minus) / (2 * self.args.zo_eps)).float().numpy())
+            rows.append(central_difference(plus, minus, self.args.zo_eps))
         derivatives = np.stack(rows)
         derivatives[:, ~np.isfinite(derivatives).all(axis=0)] = 0.0
         return derivatives, 0.0

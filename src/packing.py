@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ class Layout:
 
     spans: list[tuple[int, int, int]]
     position_ids: Tensor
-    calls: int = field(default=0, compare=False)
+    calls: int = 0
 
     @classmethod
     def of(cls, lengths: NDArray[np.int64], device: torch.device) -> Layout:

@@ -329,19 +329,25 @@ class ZOTrainer(Trainer):
         return str(self.run_dir / "checkpoints")
 
 
+def central_difference(plus: Tensor, minus: Tensor, eps: float) -> np.ndarray:
+    """g_i = (l_i(theta + eps z) - l_i(theta - eps z)) / (2 eps), float32 (N,) (arXiv 2605.06505, section 3)."""
+    derivatives: np.ndarray = ((plus - minus) / (2 * eps)).float().numpy()
+    return derivatives
+
+
 def two_point_derivatives(
     plus: Tensor, minus: Tensor, eps: float, step: int, *, may_be_zero: bool = False
 ) -> np.ndarray:
-    """g_i = (l_i(theta + eps z) - l_i(theta - eps z)) / (2 eps), float32 (N,) (arXiv 2605.06505, section 3).
+    """`central_difference` of losses that are sound.
 
     Raises:
         UserError: a loss or a derivative is NaN or infinite, or all losses are zero though not `may_be_zero`.
             Both are facts about the whole training set, so stopping tells nothing about the secret half.
     """
-    derivatives = ((plus - minus) / (2 * eps)).float()
-    bad = int((~torch.isfinite(derivatives)).sum())
+    derivatives = central_difference(plus, minus, eps)
+    bad = int(np.count_nonzero(~np.isfinite(derivatives)))
     if bad:
         raise UserError(f"step {step}: {bad} of {len(plus)} losses are NaN or infinite; {REMEDY}")
     if not may_be_zero and not (plus.any() and minus.any()):
         raise UserError(f"step {step}: all {len(plus)} losses are zero; check the labels and the prompts")
-    return derivatives.numpy()
+    return derivatives
