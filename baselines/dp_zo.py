@@ -23,24 +23,30 @@ from transformers import PreTrainedModel
 from baselines.accounting import noise_multiplier
 from paczo.bounds import success_for_epsilon
 from paczo.randomness import SecretRandom
+from src.engine.processes import on_first
 from src.objectives import Objective
-from src.processes import on_first
 from src.utils import UserError
-from src.zo_trainer import ZOArguments, ZOTrainer, central_difference
+from src.zo.arguments import RecordedSettings, ZOArguments
+from src.zo.trainer import ZOTrainer
 
-PUBLIC_SETTINGS = ("dp_k", "dp_epsilon", "dp_delta", "dp_clip", "dp_sample_rate", "max_steps")
 _UNIT = 1 << 53
 
 
 @dataclass
-class DPArguments(ZOArguments):
-    """`ZOArguments` with the settings of DPZero (`dp_k` 1) and DP-AggZO (`dp_k` above 1)."""
+class DPSettings(RecordedSettings):
+    """The mechanism: DPZero (`dp_k` 1) or DP-AggZO (`dp_k` above 1)."""
 
     dp_k: int = field(default=1, metadata={"help": "Number K of directions a step."})
     dp_epsilon: float = field(default=2.0, metadata={"help": "Epsilon of the whole run."})
     dp_delta: float = field(default=1e-5, metadata={"help": "Delta of the whole run."})
     dp_clip: float = field(default=25.0, metadata={"help": "Bound c on the L2 norm of a sample's g / K."})
     dp_sample_rate: float = field(default=0.064, metadata={"help": "Chance of each sample to be in a batch."})
+
+
+@dataclass
+class DPArguments(DPSettings, ZOArguments):
+    """`ZOArguments` with the mechanism's settings, and where its secrets come from."""
+
     dp_secret_seed: int | None = field(
         default=None,
         metadata={"help": "Reproducible secrets for experiments. Such a run is not private."},
@@ -63,11 +69,7 @@ class DPArguments(ZOArguments):
         if not 0 < self.dp_sample_rate <= 1:
             raise UserError(f"dp_sample_rate must lie in (0, 1], got {self.dp_sample_rate}")
         if self.dp_load_best_dev:
-            if self.eval_steps is None:
-                raise UserError("--dp_load_best_dev needs --eval_steps")
-            self.eval_strategy = self.save_strategy = "steps"
-            self.save_steps = self.eval_steps
-            self.load_best_model_at_end = True
+            self.load_best_on_dev("dp_load_best_dev")
         super().__post_init__()
 
 
@@ -113,19 +115,13 @@ class DPZOTrainer(ZOTrainer):
     def mechanism_name(self) -> str:
         return "dpzero" if self.args.dp_k == 1 else "dp-aggzo"
 
-    @property
-    def secrets_label(self) -> str:
-        """Where batches and noise come from, as every output says it."""
-        return "reproducible secrets, not private" if self._random.reproducible else "operating-system entropy"
-
     def public_header(self) -> dict[str, Any]:
         return {
             **super().public_header(),
             "mechanism": self.mechanism_name,
-            "secrets": self.secrets_label,
+            "secrets": self._random.label,
             "num_samples": len(self.train_dataset),
             "noise_multiplier": self.noise_multiplier,
-            **{name: getattr(self.args, name) for name in PUBLIC_SETTINGS},
         }
 
     def batch(self, step: int) -> np.ndarray:
@@ -141,11 +137,7 @@ class DPZOTrainer(ZOTrainer):
         samples = torch.from_numpy(self.batch(step))
         if not len(samples):
             return np.zeros((len(seeds), 0), dtype=np.float32), 0.0
-        rows = []
-        for seed in seeds:
-            plus, minus = self.space.two_point(seed, self.args.zo_eps, lambda: self.train_dataset.losses(samples))
-            rows.append(central_difference(plus, minus, self.args.zo_eps))
-        derivatives = np.stack(rows)
+        derivatives, _ = self.source()(seeds, samples)
         derivatives[:, ~np.isfinite(derivatives).all(axis=0)] = 0.0
         return derivatives, 0.0
 
@@ -174,7 +166,7 @@ class DPZOTrainer(ZOTrainer):
         args = self.args
         return {
             "mechanism": self.mechanism_name,
-            "secrets": self.secrets_label,
+            "secrets": self._random.label,
             "private": not self._random.reproducible,
             "prior_success": 0.5,
             "releases": {"gaussian": self.releases},

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from src.records import Record, RecordError, RecordFile, RecordWriter, load_records, sync_folder
+from src.record.chain import Record, RecordError, RecordFile, RecordWriter, load_records, sync_folder
 from src.utils import UserError
 
 FORMAT = 1

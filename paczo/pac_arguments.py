@@ -7,25 +7,12 @@ from dataclasses import dataclass, field
 
 from paczo.mechanisms import NON_PRIVATE_MODES
 from src.utils import UserError
-from src.zo_arguments import ZOArguments
-
-PUBLIC_SETTINGS = (
-    "pac_m",
-    "pac_mi",
-    "pac_zpl",
-    "pac_clip",
-    "pac_k",
-    "pac_adaptive_mi",
-    "pac_disjoint_pairs",
-    "pac_sampling_rate",
-    "no_privacy",
-    "ablation",
-)
+from src.zo.arguments import RecordedSettings, ZOArguments
 
 
 @dataclass
-class PACArguments(ZOArguments):
-    """`ZOArguments` with the mechanism's settings. Choose one of `pac_mi`, `pac_zpl` and `no_privacy`."""
+class PACSettings(RecordedSettings):
+    """The mechanism. Choose one of `pac_mi`, `pac_zpl` and `no_privacy`."""
 
     pac_m: int = field(default=128, metadata={"help": "Number M of candidate subsets; even."})
     pac_mi: float | None = field(default=None, metadata={"help": "PAC-MI: budget in nats for the whole run."})
@@ -41,6 +28,16 @@ class PACArguments(ZOArguments):
     pac_sampling_rate: int | None = field(
         default=None, metadata={"help": "Each sample is in exactly this many of the M subsets, not in M/2."}
     )
+    no_privacy: bool = field(default=False, metadata={"help": "Release without a privacy mechanism."})
+    ablation: str | None = field(
+        default=None, metadata={"help": f"With no_privacy: {', '.join(NON_PRIVATE_MODES)} (default: none)."}
+    )
+
+
+@dataclass
+class PACArguments(PACSettings, ZOArguments):
+    """`ZOArguments` with the mechanism's settings, and where its secrets come from."""
+
     pac_secret_seed: int | None = field(
         default=None,
         metadata={"help": "Reproducible secrets for experiments. Such a run is not private."},
@@ -50,10 +47,6 @@ class PACArguments(ZOArguments):
         metadata={
             "help": "Evaluate and save every eval_steps; load the checkpoint best on the dev set at the end."
         },
-    )
-    no_privacy: bool = field(default=False, metadata={"help": "Release without a privacy mechanism."})
-    ablation: str | None = field(
-        default=None, metadata={"help": f"With no_privacy: {', '.join(NON_PRIVATE_MODES)} (default: none)."}
     )
 
     def __post_init__(self) -> None:
@@ -84,9 +77,5 @@ class PACArguments(ZOArguments):
             if self.ablation not in NON_PRIVATE_MODES:
                 raise UserError(f"unknown ablation '{self.ablation}'; known: {', '.join(NON_PRIVATE_MODES)}")
         if self.pac_load_best_dev:
-            if self.eval_steps is None:
-                raise UserError("--pac_load_best_dev needs --eval_steps")
-            self.eval_strategy = self.save_strategy = "steps"
-            self.save_steps = self.eval_steps
-            self.load_best_model_at_end = True
+            self.load_best_on_dev("pac_load_best_dev")
         super().__post_init__()

@@ -15,16 +15,16 @@ from transformers import PreTrainedModel
 from paczo.bounds import epsilon_for_success, posterior_success
 from paczo.ledger import Ledger, LedgerContent, pack_membership, pack_signs, read_ledger, unpack_signs
 from paczo.mechanisms import BudgetExhausted, NonPrivate, PacMI, PacZPL, Release
-from paczo.pac_arguments import PUBLIC_SETTINGS, PACArguments
+from paczo.pac_arguments import PACArguments
 from paczo.pac_utils import clip_derivatives, draw_membership, subset_signs
 from paczo.publishing import model_card, public_folder, write_card
 from paczo.randomness import SecretRandom
+from src.engine.processes import on_first
 from src.objectives import Objective
-from src.processes import on_first
-from src.records import Record, RecordError, link
+from src.record.chain import Record, RecordError, link
 from src.transcript import Transcript, check_same, load
-from src.zo import StepRecord
-from src.zo_trainer import ZOTrainer
+from src.zo.directions import StepRecord
+from src.zo.trainer import ZOTrainer
 
 
 class PACTrainer(ZOTrainer):
@@ -84,11 +84,6 @@ class PACTrainer(ZOTrainer):
             return "pac-zpl"
         return f"non-private ({self.args.ablation})" if self.args.no_privacy else "pac-mi"
 
-    @property
-    def secrets_label(self) -> str:
-        """Where S*, noise and coins come from, as every output says it."""
-        return "reproducible secrets, not private" if self._random.reproducible else "operating-system entropy"
-
     def _make_mechanism(self) -> PacMI | PacZPL | NonPrivate:
         args = self.args
         if args.pac_zpl:
@@ -106,17 +101,14 @@ class PACTrainer(ZOTrainer):
         return NonPrivate(str(args.ablation), self.membership[:, self._secret], self._random)
 
     def public_header(self) -> dict[str, Any]:
-        args = self.args
-        settings = {name: getattr(args, name) for name in PUBLIC_SETTINGS}
         # Ties the transcript to its ledger. A pseudorandom function of the secret key, so it tells nothing of it.
         run_id = self._random.uniform_index("run id", 0, 1 << 64)
         return {
             **super().public_header(),
             "mechanism": self.mechanism_name,
-            "secrets": self.secrets_label,
+            "secrets": self._random.label,
             "run_id": f"{run_id:016x}",
             "num_samples": len(self.train_dataset),
-            **settings,
         }
 
     def start_records(self, head: Record) -> None:
@@ -125,7 +117,7 @@ class PACTrainer(ZOTrainer):
             first = {
                 "secret": self._secret,
                 "key": self._random.export_key().hex(),
-                "secrets": self.secrets_label,
+                "secrets": self._random.label,
                 "num_subsets": self.args.pac_m,
                 "membership": pack_membership(self.membership),
                 "data": self.data_fingerprint,
@@ -162,7 +154,7 @@ class PACTrainer(ZOTrainer):
     def _check_private(self, first: Record, path: Path) -> None:
         key = self._random.export_key().hex() if self._random.reproducible else first["key"]
         expected = {
-            "secrets": self.secrets_label,
+            "secrets": self._random.label,
             "key": key,
             "num_subsets": self.args.pac_m,
             "membership": pack_membership(self.membership),
@@ -291,7 +283,7 @@ class PACTrainer(ZOTrainer):
         prior = max(rate, 1 - rate)
         report: dict[str, Any] = {
             "mechanism": self.mechanism_name,
-            "secrets": self.secrets_label,
+            "secrets": self._random.label,
             "private": not args.no_privacy and not self._random.reproducible,
             "prior_success": prior,
             "releases": dict(sorted(self.releases.items())),

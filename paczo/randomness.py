@@ -63,6 +63,11 @@ class SecretRandom:
     def reproducible(self) -> bool:
         return self._reproducible
 
+    @property
+    def label(self) -> str:
+        """Where a run's secrets, noise and coins come from, as every output says it."""
+        return "reproducible secrets, not private" if self._reproducible else "operating-system entropy"
+
     def export_key(self) -> bytes:
         """The key, for the private record that an exact resume needs. It must not leave the private side."""
         return self._key

@@ -13,7 +13,7 @@ import yaml  # type: ignore[import-untyped]
 
 from pum.calibration import ALLOCATIONS, DEFAULT_ORDERS
 from pum.unlearn import METHODS
-from pum.unlearn.trainer import UnlearnArguments
+from pum.unlearn.arguments import UnlearnArguments
 from src.utils import UserError
 
 ACCOUNTINGS = ("paper", "joint")

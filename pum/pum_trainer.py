@@ -32,7 +32,9 @@ from pum.plan import NoisePlan, make_plan
 from pum.privacy import report
 from pum.reparam import Disguise, check_model
 from pum.unlearn import get_method
-from pum.unlearn.trainer import UnlearnArguments, UnlearnData, UnlearnTrainer, record_fingerprint
+from pum.unlearn.arguments import UnlearnArguments
+from pum.unlearn.data import UnlearnData
+from pum.unlearn.trainer import UnlearnTrainer, record_fingerprint
 from src.lora import LoraSettings, add_lora
 from src.models import load_model
 from src.utils import UserError, write_json

@@ -21,6 +21,7 @@ from typing import Any
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
+from pum.unlearn.arguments import UnlearnArguments
 from pum.unlearn.finetune import FinetuneArguments, FinetuneTrainer
 from pum.unlearn.running import (
     RunArguments,
@@ -32,11 +33,11 @@ from pum.unlearn.running import (
     unlearn_data,
 )
 from pum.unlearn.tiny import tiny_models
-from pum.unlearn.trainer import UnlearnArguments, UnlearnTrainer
+from pum.unlearn.trainer import UnlearnTrainer
 from src.lora import LoraSettings, add_lora
-from src.tofu import full_rows
-from src.tofu_eval import evaluate
-from src.tofu_logs import EVAL, summary_of
+from src.tofu.evaluation import evaluate
+from src.tofu.logs import EVAL, summary_of
+from src.tofu.rows import full_rows
 from src.utils import Parser, UserError, run_cli
 
 SHOWN = (

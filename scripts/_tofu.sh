@@ -137,7 +137,7 @@ run_all() {
                 ("$command")
                 tables+=("${task%"$suffix"}")
             done
-            (run_module src.tofu_table "$OUTPUT/unlearn" --before "$before" --tasks "${tables[@]}")
+            (run_module src.tofu.table "$OUTPUT/unlearn" --before "$before" --tasks "${tables[@]}")
         done
     done
 }

@@ -32,7 +32,7 @@ from scripts.bench_tools import PeakMemory, machine, save, shown, timed
 from src.lora import LoraSettings, add_lora
 from src.objectives import CandidateScoring
 from src.utils import PRECISIONS, Parser, UserError, read_jsonl, run_cli
-from src.zo import ParameterSpace, StepRecord
+from src.zo.directions import ParameterSpace, StepRecord
 
 # name -> hidden size, feed-forward size, layers, heads
 SHAPES = {

@@ -15,7 +15,7 @@ import torch
 
 from scripts.bench_reference import reference_generation
 from scripts.bench_tools import machine, save, shown, timed
-from src.decoding import stop_tokens
+from src.engine.decoding import stop_tokens
 from src.models import load_model
 from src.objectives import GenerationF1
 from src.tasks import SQuAD

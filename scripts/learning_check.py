@@ -1,4 +1,4 @@
-"""Show that private zeroth-order training learns: PAC-ZPL beside a random sign on `src/learning_task.py`.
+"""Show that private zeroth-order training learns: PAC-ZPL beside a random sign on the sample problem.
 
 Exits with 1 where PAC-ZPL stays at or below 90 % held-out accuracy or the random sign moves more than 5 points.
 """
@@ -14,7 +14,7 @@ from transformers import PrinterCallback
 from transformers.utils import logging
 
 from paczo.pac_trainer import PACArguments, PACTrainer
-from src.learning_task import LearningTask, pretrain
+from src.sample_data.learning_task import LearningTask, pretrain
 from src.utils import UserError, run_cli
 
 STEPS = 100

@@ -1,4 +1,4 @@
-"""Compare every mechanism on `src/learning_task.py` at equal numbers of forward passes.
+"""Compare every mechanism on `src/sample_data/learning_task.py` at equal numbers of forward passes.
 
 Each run evaluates about 200,000 samples (a sample at theta + eps z or theta - eps z counts once): the full
 batch of 1,000 for 100 steps, or Poisson batches of 64 expected samples for as many steps as that allows. Each
@@ -29,7 +29,7 @@ from transformers.utils import logging
 from baselines.dp_zo import DPArguments, DPZOTrainer
 from paczo.pac_trainer import PACArguments, PACTrainer
 from scripts.bench_tools import machine, now
-from src.learning_task import LearningTask, pretrain
+from src.sample_data.learning_task import LearningTask, pretrain
 from src.utils import run_cli, write_json
 
 NUM_TRAIN, NUM_TUNE, NUM_TEST = 1000, 500, 1000

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from scripts.make_cells import FOLDERS
-from src.digest import configuration_digest, finished_digest
+from paczo.cells import FOLDERS
+from src.record.digest import configuration_digest, finished_digest
 
 ROOT = Path(__file__).resolve().parents[1]
 LOGS = ROOT / "result" / "logs"

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
-from src.batching import Indices, MicroBatch, ScoredSequence
-from src.generation import GenerationF1
-from src.objective_base import Objective, Samples, as_rows
-from src.scoring import BranchScorer, NextTokenScorer, Scorer, SequenceScorer
+from src.engine.batching import Indices, MicroBatch, ScoredSequence
+from src.engine.generation import GenerationF1
+from src.engine.objective import Objective, Samples, as_rows
+from src.engine.scoring import BranchScorer, NextTokenScorer, Scorer, SequenceScorer
 from src.utils import encode
 
 __all__ = ["AnswerLikelihood", "CandidateScoring", "GenerationF1", "Objective"]

@@ -20,14 +20,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from src.digest import configuration_digest, digest_path
+from src.engine.processes import is_first, on_first
 from src.lora import LoraSettings, add_lora
 from src.models import load_model
 from src.objectives import Objective
-from src.processes import is_first, on_first
+from src.record.digest import configuration_digest, digest_path
 from src.tasks import LOSSES, Limits, Splits, Task, get_task
 from src.utils import UserError, precision, versions, write_json
-from src.zo_trainer import ZOArguments
+from src.zo.arguments import ZOArguments
 
 RUN_FILES = ("metrics.json", "transcript.jsonl", "checkpoints", "private", "hub")
 

@@ -7,35 +7,19 @@ and a class that runs the model and calls the function.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from pum.unlearn.data import UnlearnData
+from pum.unlearn.settings import Defaults, MethodSettings, resolve_settings
 from src.utils import UserError
-
-if TYPE_CHECKING:
-    from pum.unlearn.trainer import UnlearnArguments, UnlearnData
 
 IGNORED = -100  # a label that is no target, as in transformers
 RETAIN_LOSSES = ("NLL", "KL")
-HYPERPARAMETERS = (
-    "gamma",
-    "alpha",
-    "beta",
-    "delta_simnpo",
-    "satimp_beta1",
-    "satimp_beta2",
-    "rmu_layer",
-    "rmu_coeff",
-    "pdu_retain_loss_eps",
-    "pdu_step",
-    "pdu_warmup_epochs",
-)
-
-Defaults = Mapping[str, float | None]
 Rows = Mapping[str, Tensor]
 Batch = Mapping[str, Rows]
 
@@ -79,8 +63,8 @@ class UnlearnMethod:
     needs_refusals: ClassVar[bool] = False
     epochs: ClassVar[float] = 10.0
 
-    def __init__(self, args: UnlearnArguments, model: nn.Module) -> None:
-        self.settings = resolve_settings(type(self), args)
+    def __init__(self, args: MethodSettings, model: nn.Module) -> None:
+        self.settings = resolve_settings(self.name, self.defaults, args)
         self.gamma = self.setting("gamma")
         self.alpha = self.setting("alpha") if "alpha" in self.settings else 0.0
         self.uses_retain = self.looks_at_retain(self.settings)
@@ -92,11 +76,11 @@ class UnlearnMethod:
         return settings.get("alpha", 0.0) != 0.0
 
     @classmethod
-    def check(cls, args: UnlearnArguments, model: nn.Module, data: UnlearnData) -> None:
+    def check(cls, args: MethodSettings, model: nn.Module, data: UnlearnData) -> None:
         """Raise `UserError` where the method cannot run on this model and these rows; nothing is changed."""
         if not data.forget:
             raise UserError("the forget set is empty")
-        if cls.looks_at_retain(resolve_settings(cls, args)) and not data.retain:
+        if cls.looks_at_retain(resolve_settings(cls.name, cls.defaults, args)) and not data.retain:
             raise UserError(f"{cls.name} needs a retain set; give one, or --alpha 0")
         if cls.needs_refusals and any("refusal" not in row for row in data.forget):
             raise UserError(f"{cls.name} needs a refusal for each forget row, which text rows do not have")
@@ -141,20 +125,6 @@ class UnlearnMethod:
         nll, _ = token_nll(answer_logits(model, rows), rows["labels"])
         reference_nll, _ = token_nll(answer_logits(self.frozen, rows), rows["labels"])
         return (reference_nll - nll).sum(dim=1)
-
-
-def resolve_settings(method: type[UnlearnMethod], args: UnlearnArguments) -> dict[str, float | None]:
-    """The method's hyperparameters: the user's where given, else its defaults.
-
-    Raises:
-        UserError: a hyperparameter is given that the method has not.
-    """
-    given = {name: getattr(args, name) for name in HYPERPARAMETERS if getattr(args, name) is not None}
-    foreign = [name for name in given if name not in method.defaults]
-    if foreign:
-        known = ", ".join(method.defaults)
-        raise UserError(f"{method.name} has no setting {', '.join(foreign)}; it has {known}")
-    return {**method.defaults, **given}
 
 
 def answer_logits(model: nn.Module | Reference, rows: Rows) -> Tensor:

@@ -10,8 +10,9 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
-from pum.unlearn.trainer import Item, set_warmup
-from src.tofu_encoding import collate
+from pum.unlearn.data import Item
+from pum.unlearn.trainer import set_warmup
+from src.tofu.prompts import collate
 from src.utils import UserError
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from pum.unlearn.base import IGNORED, Batch, Defaults, Rows, UnlearnMethod, answer_logits, masked_mean
-
-if TYPE_CHECKING:
-    from pum.unlearn.trainer import UnlearnArguments
+from pum.unlearn.settings import MethodSettings
 
 
 def margin_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -45,7 +43,7 @@ class PDU(UnlearnMethod):
         "pdu_warmup_epochs": 1.0,
     }
 
-    def __init__(self, args: UnlearnArguments, model: nn.Module) -> None:
+    def __init__(self, args: MethodSettings, model: nn.Module) -> None:
         super().__init__(args, model)
         self._retain_losses: list[Tensor] = []
 

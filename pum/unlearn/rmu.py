@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pum.unlearn.base import IGNORED, Batch, Defaults, Reference, Rows, UnlearnMethod
+from pum.unlearn.data import UnlearnData
+from pum.unlearn.settings import MethodSettings
 from src.utils import UserError
-
-if TYPE_CHECKING:
-    from pum.unlearn.trainer import UnlearnArguments, UnlearnData
 
 
 def rmu_loss(hidden: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -54,14 +53,14 @@ class RMU(UnlearnMethod):
     needs_reference = True
 
     @classmethod
-    def check(cls, args: UnlearnArguments, model: nn.Module, data: UnlearnData) -> None:
+    def check(cls, args: MethodSettings, model: nn.Module, data: UnlearnData) -> None:
         super().check(args, model, data)
         config: Any = model.config
         if args.rmu_layer is not None and not 0 <= args.rmu_layer < config.num_hidden_layers:
             layers = config.num_hidden_layers
             raise UserError(f"rmu_layer {args.rmu_layer} is outside the model's {layers} layers (counted from 0)")
 
-    def __init__(self, args: UnlearnArguments, model: nn.Module) -> None:
+    def __init__(self, args: MethodSettings, model: nn.Module) -> None:
         super().__init__(args, model)
         config: Any = model.config
         chosen = self.settings["rmu_layer"]

@@ -18,14 +18,15 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
 from pum.unlearn import get_method
-from pum.unlearn.trainer import UnlearnArguments, UnlearnData
+from pum.unlearn.arguments import UnlearnArguments
+from pum.unlearn.data import UnlearnData
 from src.models import load_model
-from src.tofu import Row, Split, file_rows, load_split, refusals
-from src.tofu_encoding import ChatFormat, encode_rows, row_sequences
-from src.tofu_eval import EvalSettings, Evaluation, evaluate, load_eval_data
-from src.tofu_logs import read_retain_log, summary_of
-from src.tofu_metrics import probability
-from src.tofu_passes import teacher_forced
+from src.tofu.evaluation import EvalSettings, Evaluation, evaluate, load_eval_data
+from src.tofu.logs import read_retain_log, summary_of
+from src.tofu.metrics import probability
+from src.tofu.passes import teacher_forced
+from src.tofu.prompts import ChatFormat, encode_rows, row_sequences
+from src.tofu.rows import Row, Split, file_rows, load_split, refusals
 from src.utils import UserError, precision, versions, write_json
 
 DEFAULT_MODEL = "open-unlearning/tofu_Llama-3.2-1B-Instruct_full"

@@ -19,10 +19,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from pum.unlearn.finetune import FinetuneArguments, FinetuneTrainer
 from pum.unlearn.running import RunArguments, evaluation_of
-from src.tofu import Row, Split
-from src.tofu_encoding import encode_rows
-from src.tofu_eval import EvalData, evaluate, load_eval_data
-from src.tofu_logs import EVAL, json_digest
+from src.tofu.evaluation import EvalData, evaluate, load_eval_data
+from src.tofu.logs import EVAL, json_digest
+from src.tofu.prompts import encode_rows
+from src.tofu.rows import Row, Split
 from src.utils import versions
 
 VOCABULARY = 2048

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -25,122 +21,12 @@ from transformers import (
 )
 
 from pum.unlearn import get_method
-from pum.unlearn.base import RETAIN_LOSSES, resolve_settings
-from src.tofu_encoding import collate
-from src.tofu_logs import weights_digest
+from pum.unlearn.arguments import UnlearnArguments
+from pum.unlearn.data import PairedRows, UnlearnData, collate_pairs
+from src.tofu.logs import weights_digest
 from src.utils import UserError, write_json
 
-Item = Mapping[str, Any]
 FINGERPRINT = "fingerprint.json"
-
-
-@dataclass
-class UnlearnArguments(TrainingArguments):
-    """`TrainingArguments` with a method, its hyperparameters and TOFU's recipe as defaults (arXiv 2401.06121).
-
-    None stands for the method's own default. A hyperparameter that the method has not is refused.
-    """
-
-    method: str = field(default="NPO", metadata={"help": "Inner unlearning method, a key of pum.unlearn.METHODS."})
-    gamma: float | None = field(default=None, metadata={"help": "Weight of the forget loss."})
-    alpha: float | None = field(
-        default=None, metadata={"help": "Weight of the retain loss; PDU: where it starts."}
-    )
-    beta: float | None = field(default=None, metadata={"help": "Of NPO, DPO, SimNPO, UNDIAL, WGA."})
-    delta_simnpo: float | None = field(default=None, metadata={"help": "SimNPO's margin, nats a token."})
-    satimp_beta1: float | None = field(default=None, metadata={"help": "SatImp's power of p."})
-    satimp_beta2: float | None = field(default=None, metadata={"help": "SatImp's power of 1 - p."})
-    retain_loss_type: str | None = field(
-        default=None, metadata={"help": "NLL or KL(before || now); default: NLL, for RMU the distance of states."}
-    )
-    rmu_layer: int | None = field(default=None, metadata={"help": "RMU's layer, from 0; default 7 or the middle."})
-    rmu_coeff: float | None = field(default=None, metadata={"help": "RMU's length of the target state, c."})
-    pdu_retain_loss_eps: float | None = field(default=None, metadata={"help": "PDU's bound on the retain loss."})
-    pdu_step: float | None = field(default=None, metadata={"help": "PDU's step on the multiplier."})
-    pdu_warmup_epochs: float | None = field(
-        default=None, metadata={"help": "Epochs before PDU's multiplier moves."}
-    )
-    warmup_epochs: float = field(
-        default=1.0,
-        metadata={"help": "Epochs of linear warm-up where warmup_steps is 0; at most half of the run."},
-    )
-    fingerprint: bool = field(
-        default=True, metadata={"help": "Record a digest of the result and warn where another method's is equal."}
-    )
-    output_dir: str | None = field(default="saves/unlearn/run", metadata={"help": "Folder of the run."})
-    learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate of AdamW."})
-    weight_decay: float = field(default=0.01, metadata={"help": "Of AdamW."})
-    per_device_train_batch_size: int = field(default=8, metadata={"help": "Forget rows in one micro-batch."})
-    gradient_accumulation_steps: int = field(default=4, metadata={"help": "Micro-batches a step."})
-    num_train_epochs: float | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Passes over the forget set; default 10, for WGA and SatImp 5."}
-    )
-    optim: str = field(default="adamw_torch", metadata={"help": "Optimizer, as in transformers."})
-    save_strategy: str = field(default="no", metadata={"help": "Checkpoints on the way, as in transformers."})
-    logging_steps: float = field(default=10, metadata={"help": "Steps between logged losses."})
-    report_to: str | None = field(
-        default="none", metadata={"help": "Where losses are logged, as in transformers."}
-    )
-
-    def __post_init__(self) -> None:
-        method = get_method(self.method)
-        resolve_settings(method, self)
-        if self.retain_loss_type not in (None, *RETAIN_LOSSES):
-            raise UserError(
-                f"unknown retain_loss_type '{self.retain_loss_type}': use {' or '.join(RETAIN_LOSSES)}"
-            )
-        for name in ("beta", "rmu_coeff", "pdu_step"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(f"{name} must be positive, got {value}")
-        if self.warmup_epochs < 0:
-            raise UserError(f"warmup_epochs must be at least 0, got {self.warmup_epochs}")
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError("this trainer runs on one process; unset NUM_GPUS")
-        if self.num_train_epochs is None:
-            self.num_train_epochs = method.epochs
-        super().__post_init__()
-        self.remove_unused_columns = False
-        if self.data_seed is None:
-            self.data_seed = self.seed  # otherwise the order of rows hangs on the global generator
-        self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type == "cuda"
-        self._n_gpu = min(self.n_gpu, 1)  # otherwise Trainer wraps the model in DataParallel
-
-
-@dataclass(frozen=True)
-class UnlearnData:
-    """What a run unlearns and what it keeps.
-
-    Attributes:
-        forget: rows of `src.tofu_encoding.encode_rows`; each has a "refusal" where the method needs one.
-        retain: likewise; empty only where the method does not look at it.
-        collator: puts rows of one kind into padded tensors.
-    """
-
-    forget: Sequence[Item]
-    retain: Sequence[Item]
-    collator: Callable[[Sequence[Item]], dict[str, Tensor]] = field(default=collate)
-
-
-class PairedRows(Dataset[dict[str, Item]]):
-    """Forget rows, each with a retain row drawn anew at every access by a generator of their own."""
-
-    def __init__(self, data: UnlearnData, seed: int) -> None:
-        self.data = data
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __len__(self) -> int:
-        return len(self.data.forget)
-
-    def __getitem__(self, index: int) -> dict[str, Item]:
-        forget = self.data.forget[index]
-        item = {"forget": forget}
-        if "refusal" in forget:
-            item["refusal"] = forget["refusal"]
-        if self.data.retain:
-            drawn = int(torch.randint(len(self.data.retain), (1,), generator=self.generator))
-            item["retain"] = self.data.retain[drawn]
-        return item
 
 
 class UnlearnTrainer(Trainer):
@@ -229,13 +115,6 @@ class _AfterStep(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.trainer.method.after_step(state.epoch or 0.0)
-
-
-def collate_pairs(
-    items: Sequence[Mapping[str, Item]], collator: Callable[[Sequence[Item]], dict[str, Tensor]]
-) -> dict[str, dict[str, Tensor]]:
-    """{"forget": tensors, "retain": tensors, ...} of items that all have the same kinds of rows."""
-    return {kind: collator([item[kind] for item in items]) for kind in items[0]}
 
 
 def record_fingerprint(model: nn.Module, folder: Path, method: str) -> None:

@@ -17,7 +17,7 @@ from paczo.randomness import SecretRandom
 from src import transcript
 from src.objectives import CandidateScoring
 from src.utils import UserError
-from src.zo import ParameterSpace, StepRecord, direction_seeds
+from src.zo.directions import ParameterSpace, StepRecord, direction_seeds
 
 SENTENCES = ["a very good film", "the plot was dull", "so warm and bright", "slow cold actor"] * 5
 

@@ -12,7 +12,7 @@ from paczo.bounds import (
     posterior_success,
     success_for_epsilon,
 )
-from scripts.make_cells import cells
+from paczo.cells import cells
 
 PRIORS = (1e-9, 0.25, 0.5, 0.9, 1 - 1e-6)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from lives import live, make_trainer
 
-from src.replay import main as transcript_main
+from src.transcript import main as transcript_main
 from src.utils import run_cli
 
 ROOT = Path(__file__).resolve().parents[2]

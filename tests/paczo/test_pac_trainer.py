@@ -16,10 +16,10 @@ from paczo.pac_trainer import PACArguments, PACTrainer
 from paczo.pac_utils import clip_derivatives, subset_signs
 from paczo.randomness import SecretRandom
 from src import transcript
-from src.learning_task import LearningTask, pretrain
 from src.lora import LoraSettings, add_lora
 from src.objectives import CandidateScoring
-from src.records import read_records
+from src.record.chain import read_records
+from src.sample_data.learning_task import LearningTask, pretrain
 from src.utils import UserError
 
 NUM_SAMPLES = 24

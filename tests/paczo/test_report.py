@@ -7,10 +7,11 @@ import stat
 
 import pytest
 
-from paczo import report, report_tables
-from paczo.report_tables import Result, Table
-from scripts.make_cells import cells
-from src.records import RecordWriter
+from paczo.cells import cells
+from paczo.report import __main__ as report
+from paczo.report import tables as report_tables
+from paczo.report.tables import Result, Table
+from src.record.chain import RecordWriter
 from src.utils import UserError
 
 ROWS = {cell["run_id"]: cell for cell in cells()}

@@ -20,9 +20,9 @@ from lives import STEPS, live, make_trainer
 from transformers import TrainerState
 
 from paczo.randomness import SecretRandom
-from src.records import RecordError, read_records
+from src.record.chain import RecordError, read_records
 from src.utils import UserError
-from src.zo import ParameterSpace
+from src.zo.directions import ParameterSpace
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -209,7 +209,7 @@ def test_the_entry_for_k_directions_is_the_plain_one(tmp_path, model_folder):
 
 
 def test_a_finished_run_is_known_by_its_digest(tmp_path, model_folder):
-    from src.digest import configuration_digest, finished_digest
+    from src.record.digest import configuration_digest, finished_digest
 
     words = options(tmp_path, model_folder, "--pac_zpl")
     assert finished_digest(tmp_path) is None

@@ -16,7 +16,9 @@ from transformers import AutoModelForCausalLM
 from pum import pum_trainer
 from pum.arguments import PUMArguments
 from pum.pum_trainer import PUMTrainer
-from pum.unlearn.trainer import UnlearnArguments, UnlearnData, UnlearnTrainer
+from pum.unlearn.arguments import UnlearnArguments
+from pum.unlearn.data import UnlearnData
+from pum.unlearn.trainer import UnlearnTrainer
 from src.utils import UserError
 
 

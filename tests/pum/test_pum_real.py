@@ -11,10 +11,12 @@ from torch import Tensor
 
 from pum.arguments import PUMArguments
 from pum.pum_trainer import PUMTrainer
-from pum.unlearn.trainer import UnlearnArguments, UnlearnData, UnlearnTrainer
+from pum.unlearn.arguments import UnlearnArguments
+from pum.unlearn.data import UnlearnData
+from pum.unlearn.trainer import UnlearnTrainer
 from src.models import load_model
-from src.tofu import load_split
-from src.tofu_encoding import encode_rows
+from src.tofu.prompts import encode_rows
+from src.tofu.rows import load_split
 
 RECIPE: dict[str, Any] = {
     "method": "GradDiff",

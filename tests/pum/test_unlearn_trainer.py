@@ -11,10 +11,12 @@ import torch
 from builders import make_model, make_tokenizer
 
 from pum.unlearn import METHODS, get_method
+from pum.unlearn.arguments import UnlearnArguments
 from pum.unlearn.base import Reference, token_nll
-from pum.unlearn.trainer import PairedRows, UnlearnArguments, UnlearnData, UnlearnTrainer
+from pum.unlearn.data import PairedRows, UnlearnData
+from pum.unlearn.trainer import UnlearnTrainer
 from src.lora import add_lora
-from src.tofu_encoding import collate, encode_rows
+from src.tofu.prompts import collate, encode_rows
 from src.utils import UserError
 
 NAMES = ["GradAscent", "GradDiff", "NPO", "DPO", "SimNPO", "RMU", "UNDIAL", "CEU", "WGA", "SatImp", "PDU"]

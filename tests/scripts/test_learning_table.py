@@ -7,7 +7,7 @@ import torch
 
 from scripts import learning_table
 from scripts.learning_table import SEEDS, TUNING_SEED, accuracy, methods
-from src.learning_task import pretrain
+from src.sample_data.learning_task import pretrain
 
 
 def test_every_row_evaluates_as_many_samples():

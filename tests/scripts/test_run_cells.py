@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from scripts import run_cells
-from src.digest import configuration_digest, digest_path
+from src.record.digest import configuration_digest, digest_path
 
 ROOT = Path(__file__).resolve().parents[2]
 

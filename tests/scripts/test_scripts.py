@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from paczo.cells import FOLDERS, cells
 from scripts import make_cells
-from scripts.make_cells import cells
 
 ROOT = Path(__file__).resolve().parents[2]
 CELL = ROOT / "scripts/headline/sst2_1p3b_lora_pacmi_mi033_s0.sh"
@@ -47,7 +47,7 @@ def test_every_script_parses():
 
 def test_the_scripts_and_their_overview_are_those_of_the_table():
     assert make_cells.differing() == ([], [])
-    written = [path for folder in make_cells.FOLDERS for path in (ROOT / "scripts" / folder).glob("*.sh")]
+    written = [path for folder in FOLDERS for path in (ROOT / "scripts" / folder).glob("*.sh")]
     assert len(written) == len(cells()) == 143
     overview = (ROOT / "SCRIPTS.md").read_text("utf-8")
     for cell in cells():
@@ -56,7 +56,7 @@ def test_the_scripts_and_their_overview_are_those_of_the_table():
 
 def test_a_difference_is_found(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(make_cells, "ROOT", tmp_path / "scripts")
-    for folder in make_cells.FOLDERS:
+    for folder in FOLDERS:
         (tmp_path / "scripts" / folder).mkdir(parents=True)
     monkeypatch.setattr(sys, "argv", ["make_cells"])
     with pytest.raises(SystemExit, match="0"):

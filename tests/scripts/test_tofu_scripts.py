@@ -18,8 +18,8 @@ from pum.run_pum import drop_nulls
 from pum.run_unlearn import main
 from pum.unlearn import METHODS
 from pum.unlearn.running import RunArguments
-from src.tofu import SAMPLE_DATA
-from src.tofu_table import main as print_table
+from src.tofu.rows import SAMPLE_DATA
+from src.tofu.table import main as print_table
 from src.utils import Parser, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -154,7 +154,7 @@ def test_loops_over_models_splits_and_methods():
     assert len(folders) == 44
     assert "saves/unlearn/tofu_one_forget01_NPO" in folders
     assert sum(words[0] == "evaluate" for words in runs) == 4
-    assert len(found["src.tofu_table"]) == 4
+    assert len(found["src.tofu.table"]) == 4
     (words,) = commands(PUM, METHODS="GradDiff")["pum.run_pum"]
     assert option(words, "output_dir").endswith("_forget10_GradDiff_PUM")
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from builders import ARCHITECTURES, make_model
 
-from src import scoring
-from src.batching import BATCH_OVERHEAD_TOKENS, ScoredSequence, TokenTable, partition
-from src.learning_task import pretrain
+from src.engine import scoring
+from src.engine.batching import BATCH_OVERHEAD_TOKENS, ScoredSequence, TokenTable, partition
 from src.lora import add_lora
 from src.objectives import AnswerLikelihood, CandidateScoring
+from src.sample_data.learning_task import pretrain
 from src.utils import encode
 
 PROMPTS = [

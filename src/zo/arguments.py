@@ -1,0 +1,85 @@
+"""The arguments of `ZOTrainer`: what a step does, which is recorded, and how it is carried out, which is not."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from src.utils import UserError
+
+# Of the library's own settings, those that decide what a step does.
+LIBRARY_SETTINGS = (
+    "seed",
+    "max_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+)
+
+
+class RecordedSettings:
+    """Base of the dataclasses that say what a mechanism is.
+
+    Every field of theirs is public, stands in the transcript's header, and must be as it was when a run goes on.
+    """
+
+
+@dataclass
+class StepSettings(RecordedSettings):
+    """What a zeroth-order step does."""
+
+    zo_eps: float = field(default=1e-3, metadata={"help": "Distance of the two evaluations, eps."})
+
+
+@dataclass
+class ExecutionSettings:
+    """How a step is carried out: nothing here decides what is released."""
+
+    zo_inplace: bool = field(
+        default=False,
+        metadata={"help": "Undo a perturbation by subtraction: no copy of what is trained, but rounding drift."},
+    )
+
+
+@dataclass
+class ZOArguments(StepSettings, ExecutionSettings, TrainingArguments):
+    """`TrainingArguments` with what a zeroth-order step needs. `max_steps` counts the steps, T."""
+
+    def __post_init__(self) -> None:
+        if not self.zo_eps > 0:
+            raise UserError(f"zo_eps must be positive, got {self.zo_eps}")
+        if self.max_steps < 1:
+            raise UserError(f"max_steps must be at least 1, got {self.max_steps}; every step uses the whole set")
+        if self.gradient_accumulation_steps != 1:
+            raise UserError("gradient_accumulation_steps must be 1: a step has no gradient to accumulate")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available():
+            self.use_cpu = True  # or the library sees one process and no group
+        super().__post_init__()
+        self.max_grad_norm = 0.0
+        self._n_gpu = min(self.n_gpu, 1)  # otherwise Trainer wraps the model in DataParallel
+
+    def load_best_on_dev(self, option: str) -> None:
+        """Evaluate and save every `eval_steps`, and load the checkpoint that is best on the dev set at the end.
+
+        Raises:
+            UserError: `eval_steps` is not given; `option` is what asked for it.
+        """
+        if self.eval_steps is None:
+            raise UserError(f"--{option} needs --eval_steps")
+        self.eval_strategy = self.save_strategy = "steps"
+        self.save_steps = self.eval_steps
+        self.load_best_model_at_end = True
+
+
+def recorded_settings(args: ZOArguments) -> dict[str, Any]:
+    """Every setting that decides what a run does, by name: the library's, and all of each `RecordedSettings`."""
+    names = list(LIBRARY_SETTINGS)
+    for kind in reversed(type(args).__mro__):
+        if issubclass(kind, RecordedSettings) and not issubclass(kind, TrainingArguments) and is_dataclass(kind):
+            names += [entry.name for entry in fields(kind) if entry.name not in names]
+    return {name: getattr(args, name) for name in names}

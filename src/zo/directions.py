@@ -1,0 +1,191 @@
+"""Zeroth-order directions and updates. The only place where trainable parameters change.
+
+A direction is z ~ N(0, I) over all trainable parameters, a pure function of its seed, of the device type and
+of the parameters' order and dtypes: parameters of one dtype and device lie one after the other in one flat
+buffer, and the buffers' noise is that of `src/zo/noise.py`. So z is never held whole, and an update needs only
+(seed, coefficient, learning rate).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from src.record.fingerprint import checksum
+from src.record.steps import StepRecord
+from src.zo.noise import BLOCK_SIZE, Block, drawn
+
+__all__ = ["ParameterSpace", "StepRecord", "direction_seeds"]
+
+CACHED_ELEMENTS = 1 << 24
+
+
+def direction_seeds(run_seed: int, step: int, num_directions: int) -> tuple[int, ...]:
+    """The public seeds of a step's directions, 48-bit and unrelated between steps, directions and runs."""
+    names = (f"direction/{run_seed}/{step}/{k}" for k in range(num_directions))
+    return tuple(int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") for name in names)
+
+
+@dataclass
+class _Buffer:
+    """Trainable parameters of one dtype on one device, as views of one flat tensor."""
+
+    flat: Tensor
+    first_block: int
+    snapshot: Tensor | None = None
+
+    def blocks(self) -> list[Block]:
+        return [Block(self.first_block + i, part) for i, part in enumerate(self.flat.split(BLOCK_SIZE))]
+
+
+class ParameterSpace:
+    """The trainable parameters of a model, tied ones once, as the space in which directions live.
+
+    On construction the parameters become views of flat buffers; names, shapes and values stay.
+
+    Args:
+        model: on its final device, with `requires_grad` set on what is to be trained.
+        weight_decay: the coefficient wd of the update.
+        decayed: names of the parameters to which it applies.
+        inplace: undo a perturbation by subtracting it, instead of from a snapshot. That saves a copy of what
+            is trained, and lets rounding change the parameters a little every step.
+
+    Raises:
+        ValueError: nothing is trainable.
+    """
+
+    def __init__(
+        self, model: nn.Module, weight_decay: float = 0.0, decayed: Iterable[str] = (), inplace: bool = False
+    ) -> None:
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if not self.parameters:
+            raise ValueError("the model has no trainable parameter")
+        self.weight_decay = weight_decay
+        self.decayed = frozenset(decayed)
+        self.inplace = inplace
+        self._buffers: list[_Buffer] = []
+        self._noise: list[Tensor] = []
+        self._noise_seed: int | None = None
+        groups: dict[tuple[torch.device, torch.dtype], list[nn.Parameter]] = {}
+        for parameter in self.parameters.values():
+            groups.setdefault((parameter.device, parameter.dtype), []).append(parameter)
+        first_block = 0
+        for (device, dtype), members in groups.items():
+            flat = _flatten(members, device, dtype)
+            self._buffers.append(_Buffer(flat, first_block))
+            first_block += -(-flat.numel() // BLOCK_SIZE)
+
+    @property
+    def num_elements(self) -> int:
+        return sum(buffer.flat.numel() for buffer in self._buffers)
+
+    def two_point(self, seed: int, eps: float, losses: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+        """`losses()` at theta + eps z and at theta - eps z; theta is back afterwards, also on an error.
+
+        Bit for bit, unless `inplace`. The second point is the first one's mirror image, 2 theta - (theta + eps z),
+        which needs z no second time and, on a floating-point grid around theta, is the rounded theta - eps z.
+        """
+        if self.inplace:
+            return self._two_point_inplace(seed, eps, losses)
+        self._save()
+        try:
+            self._shift(seed, eps)
+            plus = losses()
+            self._reflect()
+            minus = losses()
+        finally:
+            self._restore()
+        return plus, minus
+
+    def _two_point_inplace(self, seed: int, eps: float, losses: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+        moved = eps
+        self._shift(seed, moved)
+        try:
+            plus = losses()
+            moved = -eps
+            self._shift(seed, 2 * moved)
+            minus = losses()
+        finally:
+            self._shift(seed, -moved)
+        return plus, minus
+
+    @torch.no_grad()
+    def apply(self, record: StepRecord) -> None:
+        """theta <- theta - lr ((1/K) sum_k b_k z_k + wd theta), in place (arXiv 2605.06505, Algorithm 1).
+
+        The sum is formed in float32, one block at a time whatever K, and rounded to the parameters' dtype once.
+        """
+        rate, count = record.learning_rate, len(record.seeds)
+        if self.weight_decay:
+            for name in self.decayed:
+                self.parameters[name].mul_(1 - rate * self.weight_decay)
+        if count == 1:
+            self._shift(record.seeds[0], -rate * record.coefficients[0])
+            return
+        blocks = [block for buffer in self._buffers for block in buffer.blocks()]
+        noise = drawn((seed, *block) for block in blocks for seed in record.seeds)
+        for block in blocks:
+            total = torch.zeros_like(block.values, dtype=torch.float32)
+            for coefficient in record.coefficients:
+                total.add_(next(noise), alpha=coefficient)
+            _add(block.values, total, -rate / count)
+
+    def checksum(self) -> str:
+        """A checksum of the trainable parameters' values, in hexadecimal."""
+        return checksum(self.parameters.values())
+
+    @torch.no_grad()
+    def _save(self) -> None:
+        for buffer in self._buffers:
+            if buffer.snapshot is None:
+                buffer.snapshot = torch.empty_like(buffer.flat)
+            buffer.snapshot.copy_(buffer.flat)
+
+    @torch.no_grad()
+    def _restore(self) -> None:
+        for buffer in self._buffers:
+            if buffer.snapshot is not None:
+                buffer.flat.copy_(buffer.snapshot)
+
+    @torch.no_grad()
+    def _reflect(self) -> None:
+        """theta_0 + d becomes theta_0 - d, theta_0 being the snapshot."""
+        for buffer in self._buffers:
+            if buffer.snapshot is not None:
+                buffer.flat.neg_().add_(buffer.snapshot, alpha=2)
+
+    @torch.no_grad()
+    def _shift(self, seed: int, scale: float) -> None:
+        """theta <- theta + scale z; a small z is kept until another seed is asked for."""
+        blocks = [block for buffer in self._buffers for block in buffer.blocks()]
+        small = self.num_elements <= CACHED_ELEMENTS
+        kept = self._noise if small and seed == self._noise_seed else None
+        noise = iter(kept) if kept is not None else drawn((seed, *block) for block in blocks)
+        if small and kept is None:
+            self._noise, self._noise_seed = [block.clone() for block in noise], seed
+            noise = iter(self._noise)
+        for block in blocks:
+            _add(block.values, next(noise), scale)
+
+
+def _add(values: Tensor, noise: Tensor, scale: float) -> None:
+    """values <- values + scale noise, computed in float32 and rounded to the dtype of `values` once."""
+    if values.dtype == torch.float32 or values.is_cuda:
+        values.add_(noise, alpha=scale)
+    else:  # on a CPU, adding tensors of two dtypes in place is ten times slower than converting them
+        values.copy_(values.float().add_(noise, alpha=scale))
+
+
+def _flatten(members: Sequence[nn.Parameter], device: torch.device, dtype: torch.dtype) -> Tensor:
+    flat = torch.empty(sum(parameter.numel() for parameter in members), device=device, dtype=dtype)
+    offset = 0
+    for parameter in members:
+        view = flat[offset : offset + parameter.numel()].view(parameter.shape)
+        view.copy_(parameter.data)
+        parameter.data = view
+        offset += parameter.numel()
+    return flat

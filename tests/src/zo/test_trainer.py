@@ -1,0 +1,271 @@
+"""The zeroth-order trainer inside the library's loop."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from builders import make_model
+from torch import nn
+from transformers import get_polynomial_decay_schedule_with_warmup
+
+from src import transcript
+from src.lora import LoraSettings, add_lora
+from src.objectives import CandidateScoring, Objective
+from src.utils import UserError
+from src.zo.arguments import ZOArguments
+from src.zo.directions import direction_seeds
+from src.zo.sources import central_difference, check_sound
+from src.zo.trainer import ZOTrainer
+
+PROMPTS = ["a very good film It was", "dull It was", "cold and slow It was", "warm It was"]
+
+
+class Quadratic(Objective):
+    """l_i = |w - target_i|^2 / 2 on a bare parameter: every number of a step is known in closed form."""
+
+    def __init__(self, model, targets):
+        super().__init__(model, len(targets))
+        self.targets = targets
+
+    @torch.no_grad()
+    def losses(self):
+        return ((self.model.weight[0] - self.targets) ** 2).sum(1) / 2
+
+
+def arguments(folder, **settings):
+    values = {
+        "output_dir": str(folder),
+        "max_steps": 5,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "polynomial",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    return ZOArguments(**{**values, **settings})
+
+
+def objective_of(model, tokenizer):
+    return CandidateScoring(model, tokenizer, PROMPTS, [["terrible", "great"]] * 4, [1, 0, 0, 1])
+
+
+def test_a_run_is_mezo_with_the_full_batch(tmp_path):
+    """Every step against a direct calculation: derivative along z, schedule, update."""
+    torch.manual_seed(0)
+    model = nn.Linear(6, 1, bias=False)
+    weight = model.weight.detach()[0].double().clone()
+    targets = torch.randn(10, 6)
+    trainer = ZOTrainer(model, arguments(tmp_path, max_steps=20, learning_rate=0.05), Quadratic(model, targets))
+    trainer.train()
+    _, records = transcript.read(tmp_path / "transcript.jsonl")
+    reference = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.05)
+    schedule = get_polynomial_decay_schedule_with_warmup(reference, 0, 20, lr_end=1e-7, power=1.0)
+    for step, record in enumerate(records):
+        (seed,) = direction_seeds(trainer.args.seed, step, 1)
+        assert record.seeds == (seed,)
+        z = torch.empty(6).normal_(generator=torch.Generator().manual_seed(seed)).double()
+        slope = (z @ (weight - targets.double().mean(0))).item()
+        assert record.coefficients[0] == pytest.approx(slope, rel=2e-3, abs=2e-3)
+        assert record.learning_rate == schedule.get_last_lr()[0]
+        weight -= record.learning_rate * record.coefficients[0] * z
+        reference.step()
+        schedule.step()
+    torch.testing.assert_close(model.weight[0].double(), weight, rtol=0, atol=1e-5)
+    assert len(records) == trainer.state.global_step == 20
+    distance = [((w - targets.double().mean(0)) ** 2).sum() for w in (weight, torch.zeros(6).double())]
+    assert math.isfinite(distance[0])
+
+
+def test_the_seed_decides_the_directions_and_nothing_else_does(tmp_path, tokenizer):
+    def train(name, seed, noise):
+        model = add_lora(make_model("opt"), LoraSettings(r=2))
+        trainer = ZOTrainer(model, arguments(tmp_path / name, seed=seed), objective_of(model, tokenizer))
+        torch.manual_seed(noise)
+        np.random.seed(noise)
+        trainer.train()
+        return trainer.space.checksum()
+
+    assert train("a", 1, 0) == train("b", 1, 123)
+    assert train("c", 2, 0) != train("d", 1, 0)
+
+
+def test_evaluation_logs_checkpoints_and_the_best_model_are_the_librarys(tmp_path, tokenizer):
+    model = add_lora(make_model("opt"), LoraSettings(r=2))
+    train = objective_of(model, tokenizer)
+    args = arguments(
+        tmp_path,
+        max_steps=9,
+        learning_rate=0.05,
+        eval_strategy="steps",
+        save_strategy="steps",
+        eval_steps=2,
+        save_steps=2,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        logging_steps=3,
+    )
+    trainer = ZOTrainer(model, args, train, train)
+    trainer.train()
+    history = trainer.state.log_history
+    evaluations = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
+    assert sorted(evaluations) == [2, 4, 6, 8, 9]
+    best = min(evaluations, key=evaluations.get)
+    assert trainer.state.best_global_step == best
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(evaluations[best], abs=1e-7)
+    assert trainer.evaluate(train, metric_key_prefix="test")["test_loss"] == trainer.evaluate()["eval_loss"]
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert f"checkpoint-{best}" in names
+    assert len(names) == 2
+    assert [entry["step"] for entry in history if "loss" in entry] == [3, 6, 9]
+    assert not any("grad_norm" in entry for entry in history)
+
+
+def test_the_logged_loss_is_the_mean_of_the_two_points(tmp_path, tokenizer):
+    model = make_model("opt")
+    objective = objective_of(model, tokenizer)
+    start = objective.metrics()["loss"]
+    trainer = ZOTrainer(model, arguments(tmp_path, max_steps=1, logging_steps=1), objective)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(start, rel=1e-3)
+
+
+class Broken(Objective):
+    def __init__(self, model, values, from_call=0):
+        super().__init__(model, len(values))
+        self.values, self.calls, self.from_call = torch.tensor(values), 0, from_call
+
+    def losses(self):
+        self.calls += 1
+        good = torch.arange(1.0, len(self.values) + 1) * self.calls
+        return self.values if self.calls > self.from_call else good
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([1.0, math.nan, 2.0], r"step 2: 1 of 3 losses are NaN or infinite"),
+        ([1.0, -math.inf, math.inf], r"step 2: 2 of 3 losses"),
+        ([0.0, 0.0, 0.0], r"step 2: all 3 losses are zero"),
+    ],
+)
+def test_broken_losses_stop_the_run_before_anything_is_released(values, message, tmp_path):
+    model = make_model("opt")
+    trainer = ZOTrainer(model, arguments(tmp_path), Broken(model, values, from_call=4))
+    with pytest.raises(UserError, match=message):
+        trainer.train()
+    _, records = transcript.read(tmp_path / "transcript.jsonl")
+    assert len(records) == 2
+    again = transcript.replay(make_model("opt"), tmp_path / "transcript.jsonl")
+    for left, right in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(left, right), "the stopped run's parameters are what its transcript says"
+
+
+def test_a_step_that_changes_nothing_is_noticed(tmp_path, tokenizer):
+    model = make_model("opt").to(torch.float16)
+    trainer = ZOTrainer(
+        model,
+        arguments(tmp_path, learning_rate=1e-12, lr_scheduler_type="constant"),
+        objective_of(model, tokenizer),
+    )
+    trainer.release = lambda step, derivatives: (1.0,)
+    with pytest.raises(UserError, match="changed no trainable parameter"):
+        trainer.train()
+
+
+def test_a_step_that_changes_frozen_parameters_is_noticed(tmp_path, tokenizer):
+    model = add_lora(make_model("opt"), LoraSettings(r=2))
+    trainer = ZOTrainer(model, arguments(tmp_path), objective_of(model, tokenizer))
+    frozen = next(p for p in model.parameters() if not p.requires_grad)
+    apply = trainer.create_optimizer() and trainer.space.apply
+
+    def spill(record):
+        apply(record)
+        frozen.data.add_(1e-3)
+
+    trainer.space.apply = spill
+    with pytest.raises(UserError, match="frozen"):
+        trainer.train()
+
+
+def test_a_warm_up_step_of_rate_zero_passes_the_guard(tmp_path, tokenizer):
+    model = make_model("opt")
+    args = arguments(tmp_path, lr_scheduler_type="linear", warmup_steps=2)
+    trainer = ZOTrainer(model, args, objective_of(model, tokenizer))
+    trainer.train()
+    _, records = transcript.read(tmp_path / "transcript.jsonl")
+    assert records[0].learning_rate == 0 < records[1].learning_rate
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"zo_eps": 0.0}, "zo_eps must be positive"),
+        ({"max_steps": -1}, "max_steps must be at least 1"),
+        ({"gradient_accumulation_steps": 2}, "must be 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        arguments(tmp_path, **settings)
+
+
+def test_there_must_be_a_run_to_resume(tmp_path, tokenizer):
+    model = make_model("opt")
+    trainer = ZOTrainer(model, arguments(tmp_path), objective_of(model, tokenizer))
+    with pytest.raises(UserError, match=r"cannot read .*transcript\.jsonl"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_a_subclass_with_releases_of_its_own_must_say_how_it_resumes(tmp_path, tokenizer):
+    class Noisy(ZOTrainer):
+        def release(self, step, derivatives):
+            return (1.0,)
+
+    model = make_model("opt")
+    with pytest.raises(UserError, match="Noisy cannot resume a run"):
+        Noisy(model, arguments(tmp_path), objective_of(model, tokenizer)).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("with_checkpoint", [True, False])
+def test_a_stopped_run_goes_on_to_the_same_end(with_checkpoint, tmp_path, tokenizer):
+    settings = {"max_steps": 8, "save_strategy": "steps" if with_checkpoint else "no", "save_steps": 3}
+
+    def trainer_in(folder):
+        model = add_lora(make_model("opt"), LoraSettings(r=2))
+        return ZOTrainer(model, arguments(folder, **settings), objective_of(model, tokenizer))
+
+    whole = trainer_in(tmp_path / "whole")
+    whole.train()
+    first = trainer_in(tmp_path / "parts")
+    losses, calls = first.train_dataset.losses, iter(range(9))
+    first.train_dataset.losses = lambda: losses() if next(calls, None) is not None else exec("raise KeyError")
+    with pytest.raises(KeyError):
+        first.train()
+    second = trainer_in(tmp_path / "parts")
+    second.train(resume_from_checkpoint=True)
+    assert len(second.step_seconds) == 4
+    names = [folder / "transcript.jsonl" for folder in (tmp_path / "whole", tmp_path / "parts")]
+    assert names[0].read_bytes() == names[1].read_bytes()
+    assert whole.space.checksum() == second.space.checksum()
+
+
+def test_evaluation_needs_an_objective(tmp_path, tokenizer):
+    model = make_model("opt")
+    trainer = ZOTrainer(model, arguments(tmp_path), objective_of(model, tokenizer))
+    with pytest.raises(UserError, match="needs an Objective"):
+        trainer.evaluate([1, 2, 3])
+
+
+def test_losses_that_may_be_zero_do_not_stop_a_run():
+    """All answers of a generation may be wrong, so that every F1 is zero."""
+    zeros = torch.zeros(3)
+    derivatives, losses = central_difference(zeros, zeros, 1e-3)[None], zeros.numpy()
+    assert derivatives.tolist() == [[0.0, 0.0, 0.0]]
+    check_sound(derivatives, losses, 0, may_be_zero=True)
+    with pytest.raises(UserError, match="all 3 losses are zero"):
+        check_sound(derivatives, losses, 0)
