@@ -35,7 +35,7 @@ class ScoredSequence:
     start: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MicroBatch:
     """Sequences that go through the model together.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from src.engine.batching import MicroBatch
+from src.engine.layers import FrozenFront
 from src.engine.packing import packed
 from src.engine.segments import wide
 
@@ -19,13 +20,16 @@ def token_log_probs(logits: Tensor, targets: Tensor) -> Tensor:
     return -functional.cross_entropy(wide(logits), targets, reduction="none")
 
 
-def scored_logits(model: nn.Module, batch: MicroBatch, vocabulary: Tensor | None = None) -> Tensor:
+def scored_logits(
+    model: nn.Module, batch: MicroBatch, vocabulary: Tensor | None = None, front: FrozenFront | None = None
+) -> Tensor:
     """Logits (P, V) at the scored positions, in the model's dtype; V counts `vocabulary` where given.
 
     The model's own forward runs, so whatever it does after its head (scaling, soft caps) is done here too.
     """
     layout = batch.layout
-    with restricted_head(model, batch.positions, vocabulary):
+    kept = nullcontext() if front is None else front.running(batch)
+    with restricted_head(model, batch.positions, vocabulary), kept:
         if layout is None:
             return model(input_ids=batch.input_ids, use_cache=False).logits
         with packed(model, layout):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from src.engine.batching import Indices, MicroBatch, ScoredSequence, TokenTable, even_cuts
 from src.engine.head import restricted_head, scored_logits, token_log_probs
+from src.engine.layers import FrozenFront
 from src.engine.packing import can_pack
 from src.engine.segments import Segments, wide
 
@@ -60,7 +61,8 @@ class Scorer:
         counts = np.array([len(group) for group in groups])
         self.present = torch.from_numpy(np.arange(self.width) < counts[:, None]).to(device)
         self._packs = self.packable and can_pack(model, max(len(s.ids) for group in groups for s in group))
-        self._plan: tuple[tuple[int, bytes | None], list[Any]] | None = None
+        self.front = FrozenFront(model)
+        self._plans: dict[str, tuple[tuple[int, bytes | None], list[Any]]] = {}
 
     @property
     def num_tokens(self) -> int:
@@ -71,10 +73,16 @@ class Scorer:
 
         `rows` are the samples, None for all N. The last call's micro-batches are kept for the next one.
         """
+        return self._scores(self._planned("scores", self._make_plan, token_budget, rows), rows)
+
+    def _planned(
+        self, kind: str, make: Callable[[int, Indices | None], list[Any]], token_budget: int, rows: Indices | None
+    ) -> list[Any]:
+        """`make(token_budget, rows)`, or what it gave the last time where that was asked for."""
         key = (token_budget, None if rows is None else rows.tobytes())
-        if self._plan is None or self._plan[0] != key:
-            self._plan = (key, self._make_plan(token_budget, rows))
-        return self._scores(self._plan[1], rows)
+        if kind not in self._plans or self._plans[kind][0] != key:
+            self._plans[kind] = (key, make(token_budget, rows))
+        return self._plans[kind][1]
 
     def _make_plan(self, token_budget: int, rows: Indices | None) -> list[Any]:
         return self.micro_batches(token_budget, rows)
@@ -87,7 +95,10 @@ class Scorer:
         raise NotImplementedError
 
     def pieces(self, token_budget: int, rows: Indices | None = None) -> list[Piece]:
-        """The samples in pieces of at most `token_budget` tokens, or of one sample."""
+        """The samples in pieces of at most `token_budget` tokens, or of one sample; kept likewise."""
+        return self._planned("pieces", self._make_pieces, token_budget, rows)
+
+    def _make_pieces(self, token_budget: int, rows: Indices | None) -> list[Piece]:
         return [Piece(batch.rows, batch) for batch in self.micro_batches(token_budget, rows)]
 
     def piece_scores(self, piece: Piece, watcher: Watcher | None = None) -> Tensor:
@@ -122,7 +133,7 @@ class NextTokenScorer(Scorer):
         if watcher is not None:
             trunk, scored = piece.batch.segments(piece.samples)
             watcher.announce(trunk, scored, self.vocabulary)
-        logits = wide(scored_logits(self.model, piece.batch, self.vocabulary))
+        logits = wide(scored_logits(self.model, piece.batch, self.vocabulary, self.front))
         scores = logits.gather(1, self.columns[piece.samples])
         return scores.masked_fill(~self.present[piece.samples], float("-inf"))
 
@@ -154,7 +165,7 @@ class SequenceScorer(Scorer):
     def _scores(self, plan: list[MicroBatch], rows: Indices | None) -> Tensor:
         totals = torch.zeros_like(self.lengths)
         for batch in plan:
-            logits = scored_logits(self.model, batch)
+            logits = scored_logits(self.model, batch, front=self.front)
             totals.index_add_(0, batch.owners, token_log_probs(logits, batch.targets))
         chosen = slice(None) if rows is None else torch.from_numpy(rows).to(self.device)
         return self._table(totals, chosen)
@@ -164,7 +175,7 @@ class SequenceScorer(Scorer):
         scores = (totals / self.lengths)[self._members[samples]]
         return scores.masked_fill(~self.present[samples], float("-inf"))
 
-    def pieces(self, token_budget: int, rows: Indices | None = None) -> list[Piece]:
+    def _make_pieces(self, token_budget: int, rows: Indices | None) -> list[Piece]:
         """A sample's candidates stay together: its loss needs the scores of all."""
         totals = np.bincount(self.owner, self.table.lengths).astype(np.int64)
         chosen = np.arange(len(totals)) if rows is None else rows
@@ -181,7 +192,7 @@ class SequenceScorer(Scorer):
         batch = piece.batch
         if watcher is not None:
             watcher.announce(*batch.segments(piece.samples, self.owner))
-        tokens = token_log_probs(scored_logits(self.model, batch), batch.targets)
+        tokens = token_log_probs(scored_logits(self.model, batch, front=self.front), batch.targets)
         totals = tokens.new_zeros(len(self.lengths)).index_add(0, batch.owners, tokens)
         return self._table(totals, piece.samples)
 
@@ -230,7 +241,7 @@ class BranchScorer(Scorer):
             scores[parts[0].rows] = wide(self.piece_scores(Piece(parts[0].rows, parts)))
         return scores if rows is None else scores[torch.from_numpy(rows).to(self.device)]
 
-    def pieces(self, token_budget: int, rows: Indices | None = None) -> list[Piece]:
+    def _make_pieces(self, token_budget: int, rows: Indices | None) -> list[Piece]:
         return [Piece(parts[0].rows, parts) for parts in self._make_plan(token_budget, rows)]
 
     def piece_scores(self, piece: Piece, watcher: Watcher | None = None) -> Tensor:

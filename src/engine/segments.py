@@ -38,36 +38,38 @@ class Segments:
         return sum(count * length for _, count, length in self.spans)
 
     def outer(self, left: Tensor, right: Tensor) -> Tensor:
-        """sum over a sample's tokens of left_t right_t': (n, a, b) of left (T, a) and right (T, b)."""
-        result = left.new_zeros(self.count, left.shape[1], right.shape[1])
-        for slots, begin, count, length in self._runs():
+        """sum over a sequence's tokens of left_t right_t': (S, a, b) of left (T, a) and right (T, b)."""
+        result = left.new_empty(len(self.slots), left.shape[1], right.shape[1])
+        for first, begin, count, length in self._runs():
+            a, b = (t[begin : begin + count * length].unflatten(0, (count, length)) for t in (left, right))
+            part = result[first : first + count]
             if length == 1:  # a product of vectors, for which a batched matrix product is slow
-                part = left[begin : begin + count, :, None] * right[begin : begin + count, None]
+                torch.mul(a.transpose(1, 2), b, out=part)
             else:
-                a, b = (t[begin : begin + count * length].unflatten(0, (count, length)) for t in (left, right))
-                part = torch.bmm(a.transpose(1, 2), b)
-            result.index_add_(0, slots, part)
+                torch.bmm(a.transpose(1, 2), b, out=part)
         return result
 
     def sums(self, values: Tensor) -> Tensor:
-        """Sum over each sample's tokens: (n, a) of (T, a)."""
-        result = values.new_zeros(self.count, values.shape[1])
-        for slots, begin, count, length in self._runs():
-            part = values[begin : begin + count * length].unflatten(0, (count, length)).sum(1)
-            result.index_add_(0, slots, part)
+        """Sum over each sequence's tokens: (S, a) of (T, a)."""
+        result = values.new_empty(len(self.slots), values.shape[1])
+        for first, begin, count, length in self._runs():
+            rows = values[begin : begin + count * length].unflatten(0, (count, length))
+            torch.sum(rows, 1, out=result[first : first + count])
         return result
+
+    def of_samples(self, values: Tensor) -> Tensor:
+        """Sum over each sample's sequences: (n, a) of (S, a)."""
+        return values.new_zeros(self.count, values.shape[1]).index_add_(0, self.slots, values)
 
     def owners(self) -> Tensor:
         """int64 (T,), the sample of each token."""
-        parts = [slots.repeat_interleave(length) for slots, _, _, length in self._runs()]
-        return torch.cat(parts)
+        runs = self._runs()
+        return torch.cat([self.slots[a : a + count].repeat_interleave(length) for a, _, count, length in runs])
 
-    def _runs(self) -> list[tuple[Tensor, int, int, int]]:
-        ends = list(itertools.accumulate((count for _, count, _ in self.spans), initial=0))
-        return [
-            (self.slots[first : first + count], begin, count, length)
-            for first, (begin, count, length) in zip(ends[:-1], self.spans, strict=True)
-        ]
+    def _runs(self) -> list[tuple[int, int, int, int]]:
+        """(first sequence, first token, number of sequences, length of each) of each span."""
+        firsts = itertools.accumulate((count for _, count, _ in self.spans), initial=0)
+        return [(first, *span) for first, span in zip(firsts, self.spans, strict=False)]
 
 
 def spans_of(lengths: NDArray[np.int64]) -> Spans:

@@ -32,7 +32,7 @@ class _Tap(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, None, None, None]:
         (delta,) = gradients
-        ctx.sink(*ctx.saved_tensors, delta)
+        ctx.sink(*(saved.detach() for saved in ctx.saved_tensors), delta)
         return (delta if ctx.needs_input_grad[0] else None), None, None, None
 
 
@@ -158,7 +158,7 @@ def _use(
         return _norm_use(part, module, wide(given), wide(delta), segments)
     given, delta = given.flatten(0, -2), delta.flatten(0, -2)
     if part == "bias":
-        sums = segments.sums(wide(delta))
+        sums = segments.of_samples(segments.sums(wide(delta)))
         if vocabulary is not None:  # the rows of a head that were not asked for took no part
             sums = sums.new_zeros(len(sums), len(module.weight)).index_copy_(1, vocabulary, sums)
         return VectorUse(sums)
@@ -173,4 +173,5 @@ def _norm_use(part: str, module: nn.Module, given: Tensor, delta: Tensor, segmen
         delta = delta * functional.layer_norm(given, module.normalized_shape, eps=module.eps)
     elif part == "weight":
         delta = delta * given * torch.rsqrt(given.square().mean(-1, keepdim=True) + (_epsilon(module) or 0.0))
-    return VectorUse(segments.sums(delta.reshape(segments.tokens, -1, delta.shape[-1]).sum(1)))
+    tokens = delta.reshape(segments.tokens, -1, delta.shape[-1]).sum(1)
+    return VectorUse(segments.of_samples(segments.sums(tokens)))

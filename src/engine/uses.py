@@ -16,8 +16,8 @@ from torch import Tensor
 
 from src.engine.segments import Segments, wide
 
-# Numbers of per-sample gradients that are held at once.
-MOST_GRADIENTS = 1 << 24
+# Numbers of per-sample gradients that are held at once: on a CPU what its cache holds.
+CPU_GRADIENTS, CUDA_GRADIENTS = 1 << 20, 1 << 26
 
 
 class Use(Protocol):
@@ -46,19 +46,21 @@ class MatrixUse:
     def __init__(self, left: Tensor, right: Tensor, segments: Segments) -> None:
         self.left, self.right, self.segments = left, right, segments
         self.width = right.shape[1]
-        size = segments.count * left.shape[1] * self.width
+        size = len(segments.slots) * left.shape[1] * self.width
         # A narrow matrix, as an adapter's: the gradients take less room than what they are made of.
         self.settled: Tensor | None = None
-        if size <= min(MOST_GRADIENTS, left.numel() + right.numel()):
+        if size <= left.numel() + right.numel():
             self.settled = segments.outer(wide(left), wide(right)).flatten(1)
             del self.left, self.right
 
     def project(self, noise: Tensor, begin: int) -> Tensor:
         if self.settled is not None:
-            return self.settled[:, begin : begin + noise.shape[1]].to(noise.dtype) @ noise.T
+            part = self.settled[:, begin : begin + noise.shape[1]].to(noise.dtype)
+            return self.segments.of_samples(part @ noise.T)
         end = begin + noise.shape[1]
-        result = noise.new_zeros(self.segments.count, len(noise))
-        rows = max(1, MOST_GRADIENTS // (self.segments.count * self.width))
+        result = noise.new_zeros(len(self.segments.slots), len(noise))
+        most = CUDA_GRADIENTS if noise.is_cuda else CPU_GRADIENTS
+        rows = max(1, most // (len(result) * self.width))
         right = wide(self.right)
         for row in range(begin // self.width, -(-end // self.width), rows):
             left = wide(self.left[:, row : row + rows])
@@ -66,7 +68,7 @@ class MatrixUse:
             first = row * self.width
             a, b = max(begin, first), min(end, first + gradients.shape[1])
             result += gradients[:, a - first : b - first].to(noise.dtype) @ noise[:, a - begin : b - begin].T
-        return result
+        return self.segments.of_samples(result)
 
 
 class VectorUse:
@@ -92,19 +94,18 @@ class RowsUse:
     """
 
     def __init__(self, left: Tensor, right: Tensor, segments: Segments, rows: Tensor) -> None:
-        self.gradients = segments.outer(wide(left), wide(right))
+        self.gradients, self.segments = segments.outer(wide(left), wide(right)), segments
         self.rows: list[int] = rows.tolist()
 
     def project(self, noise: Tensor, begin: int) -> Tensor:
-        count, _, width = self.gradients.shape
-        end = begin + noise.shape[1]
-        result = noise.new_zeros(count, len(noise))
+        width, end = self.gradients.shape[2], begin + noise.shape[1]
+        result = noise.new_zeros(len(self.gradients), len(noise))
         for index, row in enumerate(self.rows):
             a, b = max(begin, row * width), min(end, (row + 1) * width)
             if a < b:
                 part = self.gradients[:, index, a - row * width : b - row * width].to(noise.dtype)
                 result += part @ noise[:, a - begin : b - begin].T
-        return result
+        return self.segments.of_samples(result)
 
 
 class LookupUse:
