@@ -77,6 +77,10 @@ class CandidateScoring(Objective):
         labels = self.labels if rows is None else self.labels[torch.from_numpy(rows)]
         return functional.cross_entropy(self._scores(rows), labels, reduction="none")
 
+    @property
+    def recomputable(self) -> bool:
+        return self._scorer.recomputable
+
     def pieces(self, token_budget: int, rows: Indices | None = None) -> list[Piece]:
         return self._scorer.pieces(token_budget, rows)
 
@@ -127,6 +131,10 @@ class AnswerLikelihood(Objective):
         return -self._spread(
             lambda some: self._pass(lambda budget: self._scorer.scores(budget, some))[:, 0], as_rows(samples)
         )
+
+    @property
+    def recomputable(self) -> bool:
+        return self._scorer.recomputable
 
     def pieces(self, token_budget: int, rows: Indices | None = None) -> list[Piece]:
         return self._scorer.pieces(token_budget, rows)

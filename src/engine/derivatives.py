@@ -62,6 +62,7 @@ def exact_derivatives(
     Raises:
         UserError: the losses have no derivative, or a trained tensor belongs to a module that is not known.
     """
+    objective.check_differentiable()
     taps = Taps(objective.model, space.parameters)
     table = objective._spread(lambda rows: _within_memory(objective, space, seeds, rows, taps), as_rows(samples))
     return table[:, :-1].T.contiguous(), table[:, -1].contiguous()
@@ -83,10 +84,11 @@ def _within_memory(
                 parts = [_of_piece(objective, space, seeds, piece, taps, uses) for piece in pieces]
             break
         except torch.cuda.OutOfMemoryError:
-            if objective.recompute:
-                raise
             # Samples one by one already: keep the layers' inputs only, and run each layer a second time.
-            objective.recompute = len(pieces) == sum(len(piece.samples) for piece in pieces)
+            single = len(pieces) == sum(len(piece.samples) for piece in pieces)
+            if objective.recompute or (single and not objective.recomputable):
+                raise
+            objective.recompute = single
         torch.cuda.empty_cache()
         objective.derivative_budget = budget if objective.recompute else budget // 2
     order = torch.cat([piece.samples for piece in pieces]).cpu()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from src.engine.batching import MicroBatch
+from src.engine.packing import as_now
 from src.utils import UserError
 
 # Bytes of hidden states that are kept at most on a CPU; on a GPU a quarter of what is free.
@@ -33,7 +34,9 @@ def checkpointed(model: nn.Module, on: bool) -> Iterator[None]:
     if layers is None:
         raise UserError(f"one sample does not fit in memory, and {type(model).__name__} has no list of layers")
     for layer in layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        layer.forward = partial(
+            checkpoint, layer.forward, use_reentrant=False, context_fn=lambda: (nullcontext(), as_now(model))
+        )
     try:
         yield
     finally:

@@ -57,12 +57,18 @@ class Objective(Dataset[int]):
         raise NotImplementedError
 
     def pieces(self, token_budget: int, rows: Indices | None = None) -> list[Piece]:
-        """The samples in pieces that go through the model together, for `piece_losses`; `rows` None for all.
+        """The samples in pieces that go through the model together, for `piece_losses`; `rows` None for all."""
+        raise NotImplementedError
 
-        Raises:
-            UserError: the losses have no derivative.
-        """
-        raise UserError(f"the losses of {type(self).__name__} have no derivative; use --zo_derivative central")
+    @property
+    def recomputable(self) -> bool:
+        """Whether a pass forward and backward may run the layers a second time."""
+        return False
+
+    def check_differentiable(self) -> None:
+        """Raises `UserError` where the losses have no derivative: a subclass that has one defines `pieces`."""
+        if type(self).pieces is Objective.pieces:
+            raise UserError(f"the losses of {type(self).__name__} have no derivative; use --zo_derivative central")
 
     def piece_losses(self, piece: Piece, watcher: Watcher) -> Tensor:
         """float32 (n,), float64 where the model is, of the piece's samples, with the graph behind them."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -104,6 +104,12 @@ def packed(model: nn.Module, layout: Layout) -> Iterator[None]:
     finally:
         config._attn_implementation = before
         _layout.reset(token)
+
+
+def as_now(model: nn.Module) -> AbstractContextManager[None]:
+    """A context, to be entered later, in which the model's attention is what it is now."""
+    layout = _layout.get()
+    return nullcontext() if layout is None else packed(model, layout)
 
 
 def attention_window(model: nn.Module) -> int | None:

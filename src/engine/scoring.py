@@ -53,6 +53,7 @@ class Scorer:
 
     table: TokenTable
     packable = True
+    recomputable = True  # whether a pass may run its layers a second time on the way back
 
     def __init__(self, model: nn.Module, groups: Groups, device: torch.device) -> None:
         self.model = model
@@ -126,7 +127,7 @@ class NextTokenScorer(Scorer):
     def _scores(self, plan: list[MicroBatch], rows: Indices | None) -> Tensor:
         scores = torch.empty(self.present.shape, device=self.device)
         for batch in plan:
-            scores[batch.rows] = self.piece_scores(Piece(batch.rows, batch))
+            scores[batch.rows] = self.piece_scores(Piece(batch.rows, batch)).float()
         return scores if rows is None else scores[torch.from_numpy(rows).to(self.device)]
 
     def piece_scores(self, piece: Piece, watcher: Watcher | None = None) -> Tensor:
@@ -166,7 +167,7 @@ class SequenceScorer(Scorer):
         totals = torch.zeros_like(self.lengths)
         for batch in plan:
             logits = scored_logits(self.model, batch, front=self.front)
-            totals.index_add_(0, batch.owners, token_log_probs(logits, batch.targets))
+            totals.index_add_(0, batch.owners, token_log_probs(logits, batch.targets).float())
         chosen = slice(None) if rows is None else torch.from_numpy(rows).to(self.device)
         return self._table(totals, chosen)
 
@@ -204,6 +205,7 @@ class BranchScorer(Scorer):
     """
 
     packable = False  # the cache needs a row a sample
+    recomputable = False  # and is another one by then
 
     def __init__(self, model: nn.Module, groups: Groups, device: torch.device) -> None:
         super().__init__(model, groups, device)
@@ -238,7 +240,7 @@ class BranchScorer(Scorer):
     def _scores(self, plan: list[tuple[MicroBatch, Tensor, Tensor]], rows: Indices | None) -> Tensor:
         scores = torch.empty(self.present.shape, device=self.device)
         for parts in plan:
-            scores[parts[0].rows] = wide(self.piece_scores(Piece(parts[0].rows, parts)))
+            scores[parts[0].rows] = self.piece_scores(Piece(parts[0].rows, parts)).float()
         return scores if rows is None else scores[torch.from_numpy(rows).to(self.device)]
 
     def _make_pieces(self, token_budget: int, rows: Indices | None) -> list[Piece]:

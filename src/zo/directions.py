@@ -252,8 +252,8 @@ def _of_tiles(tiles: Sequence[NoiseTile], blocks: Iterable[Block], rows: Sequenc
 
 
 def _add(values: Tensor, noise: Tensor, scale: float) -> None:
-    """values <- values + scale noise, computed in float32 and rounded to the dtype of `values` once."""
-    if values.dtype == torch.float32 or values.is_cuda:
+    """values <- values + scale noise, in float32 or float64, and rounded to the dtype of `values` once."""
+    if values.dtype in (torch.float32, torch.float64) or values.is_cuda:
         values.add_(noise, alpha=scale)
     else:  # on a CPU, adding tensors of two dtypes in place is ten times slower than converting them
         values.copy_(values.float().add_(noise, alpha=scale))
