@@ -14,6 +14,8 @@ import math
 from collections.abc import Sequence
 from typing import NoReturn
 
+from paczo.bit_channel import relative_entropy
+
 PAPER_BUDGETS = (1e-4, 3e-4, 5e-4, 1e-3, 2e-3, 3e-3, 1e-2, 3e-2, 5e-2, 0.07, 0.11, 0.2, 0.33, 0.5, 0.68)
 
 # Above every rounding error of the divergence below: the success is found for slightly more nats.
@@ -39,7 +41,7 @@ def posterior_success(mi_nats: float, prior: float = 0.5) -> float:
     low, high = 0.0, 1.0 - prior
     target = mi_nats * (1.0 + _ROUND_UP)
     while low < (middle := 0.5 * (low + high)) < high:
-        if _divergence(prior, middle) < target:
+        if relative_entropy(prior, middle) < target:
             low = middle
         else:
             high = middle
@@ -55,7 +57,7 @@ def mi_for_success(p: float, prior: float = 0.5) -> float:
     _check_prior(prior)
     if not prior <= p <= 1.0:
         raise ValueError(f"p must lie in [prior, 1] = [{prior!r}, 1], got {p!r}")
-    return -math.log(prior) if p == 1.0 else _divergence(prior, p - prior)
+    return -math.log(prior) if p == 1.0 else relative_entropy(prior, p - prior)
 
 
 def epsilon_for_success(p: float) -> float:
@@ -87,20 +89,6 @@ def success_for_epsilon(eps: float, delta: float = 0.0) -> float:
 def _check_prior(prior: float) -> None:
     if not 0.0 < prior < 1.0:
         raise ValueError(f"prior must lie strictly between 0 and 1, got {prior!r}")
-
-
-def _divergence(prior: float, gain: float) -> float:
-    """KL(Bern(prior + gain) || Bern(prior)) as a sum of two terms >= 0, so that small gains do not cancel."""
-    return prior * _excess(gain / prior) + (1.0 - prior) * _excess(-gain / (1.0 - prior))
-
-
-def _excess(u: float) -> float:
-    """(1 + u) ln(1 + u) - u >= 0 for u >= -1."""
-    if u <= -1.0:
-        return 1.0
-    if abs(u) < 0.03:
-        return sum((-u) ** k / (k * (k - 1)) for k in range(12, 1, -1))
-    return (1.0 + u) * math.log1p(u) - u
 
 
 class _Parser(argparse.ArgumentParser):
