@@ -1,0 +1,60 @@
+"""The language-model head on the scored states only, and log-probabilities of what it should say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from src.engine.batching import MicroBatch
+from src.engine.packing import packed
+from src.engine.segments import wide
+
+
+def token_log_probs(logits: Tensor, targets: Tensor) -> Tensor:
+    """float32 (P,), float64 where `logits` are: log-probabilities of `targets` (P,) under `logits` (P, V)."""
+    return -functional.cross_entropy(wide(logits), targets, reduction="none")
+
+
+def scored_logits(model: nn.Module, batch: MicroBatch, vocabulary: Tensor | None = None) -> Tensor:
+    """Logits (P, V) at the scored positions, in the model's dtype; V counts `vocabulary` where given.
+
+    The model's own forward runs, so whatever it does after its head (scaling, soft caps) is done here too.
+    """
+    layout = batch.layout
+    with restricted_head(model, batch.positions, vocabulary):
+        if layout is None:
+            return model(input_ids=batch.input_ids, use_cache=False).logits
+        with packed(model, layout):
+            return model(input_ids=batch.input_ids, position_ids=layout.position_ids, use_cache=False).logits
+
+
+@contextmanager
+def restricted_head(model: nn.Module, positions: Tensor, vocabulary: Tensor | None = None) -> Iterator[None]:
+    """Inside, the head sees the hidden states at `positions` (2, P) only, and scores `vocabulary` (V,) only."""
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    plain = type(head) is nn.Linear
+
+    def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden = args[0]
+        rows, columns = positions
+        return (hidden[rows, columns], *args[1:])
+
+    def candidate_rows(hidden: Tensor) -> Tensor:
+        bias = None if head.bias is None else head.bias[vocabulary]
+        return functional.linear(hidden, head.weight[vocabulary], bias)
+
+    hooks = [head.register_forward_pre_hook(select)]
+    if vocabulary is not None and plain:
+        head.forward = candidate_rows
+    elif vocabulary is not None:
+        hooks.append(head.register_forward_hook(lambda _m, _a, output: output[:, vocabulary]))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        head.__dict__.pop("forward", None)
