@@ -86,14 +86,7 @@ def flip_for_mi(q_plus: float, mi_nats: float) -> float:
     if mi_nats >= binary_entropy(rare):
         return 0.0
     rare = max(rare, _SMALLEST_MASS)
-    too_small, enough = 0, FLIP_GRID // 2
-    while enough - too_small > 1:
-        middle = (too_small + enough) // 2
-        if binary_symmetric_mi(rare, middle / FLIP_GRID) <= mi_nats * (1.0 - _AIM_BELOW):
-            enough = middle
-        else:
-            too_small = middle
-    return enough / FLIP_GRID
+    return _smallest_flip(rare, mi_nats * (1.0 - _AIM_BELOW)) / FLIP_GRID
 
 
 def flip_log_odds(flip: float) -> float:
@@ -126,6 +119,32 @@ def calibrated_flip(minority: float, share_nats: float) -> tuple[float, float]:
     if not 0.0 < flip <= 0.5 or not charge_nats <= share_nats:
         raise ArithmeticError(f"calibration failed: {charge_nats!r} nats for a share of {share_nats!r}")
     return flip, charge_nats
+
+
+def _smallest_flip(rare: float, target_nats: float) -> int:
+    """The smallest flip, in steps of the grid, whose information is at most target_nats, as far as rounding goes.
+
+    ITP (Oliveira and Takahashi 2020, doi 10.1145/3423597) on the square root of the information, which is nearly a
+    line in the flip: some 12 evaluations, and never more than bisection's 53.
+    """
+    too_small, enough = 0, FLIP_GRID // 2
+    goal = math.sqrt(target_nats)
+    left, right = math.sqrt(binary_entropy(rare)) - goal, -goal
+    bisections = 52.0
+    while (width := enough - too_small) > 1:
+        half = width / 2
+        line = width * left / (left - right) if left > right else half
+        shift = math.copysign(min(max(1.0, 0.4 * width * width / FLIP_GRID), abs(half - line)), half - line)
+        radius = max(2.0**bisections - half, 0.0)
+        guess = min(max(line + shift, half - radius), half + radius)
+        middle = too_small + min(max(round(guess), 1), width - 1)
+        information = binary_symmetric_mi(rare, middle / FLIP_GRID)
+        if information <= target_nats:
+            enough, right = middle, math.sqrt(information) - goal
+        else:
+            too_small, left = middle, math.sqrt(information) - goal
+        bisections -= 1.0
+    return enough
 
 
 def _excess(u: float) -> float:
