@@ -37,12 +37,14 @@ class LedgerContent:
         steps: one line a step; there may be one more than the transcript has.
         ended: whether the closing line is there.
         content: the file behind it.
+        transcript_chain: of the transcript, where it has as many lines as the ledger, else None.
     """
 
     first: Record
     steps: list[Record]
     ended: bool
     content: RecordFile
+    transcript_chain: str | None
 
 
 class Ledger:
@@ -70,10 +72,20 @@ class Ledger:
 
     @classmethod
     def resume(cls, content: LedgerContent) -> Ledger:
-        """Goes on after the last complete line."""
+        """Goes on after the last complete line.
+
+        The head is written first where both files are ahead of it: after one more death they would be two lines
+        ahead.
+        """
         ledger = cls.__new__(cls)
         ledger._folder, ledger._lines = content.content.path.parent, len(content.content.records)
         ledger._writer = RecordWriter.resume(content.content)
+        try:
+            if content.transcript_chain is not None:
+                ledger.seal(content.transcript_chain)
+        except BaseException:
+            ledger.close()
+            raise
         return ledger
 
     def append(self, line: Record) -> None:
@@ -134,7 +146,8 @@ def read_ledger(folder: Path, transcript: RecordFile | None) -> LedgerContent:
                 raise RecordError(f"{path} and {transcript.path} differ in step {number}")
     if ended:
         steps.pop()
-    return LedgerContent(first, steps, ended, content)
+    level = transcript is not None and len(transcript.records) == len(content.records)
+    return LedgerContent(first, steps, ended, content, transcript.chains[-1] if transcript and level else None)
 
 
 def _published(line: Record) -> tuple[Any, Any]:
