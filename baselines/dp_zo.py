@@ -103,6 +103,10 @@ class DPZOTrainer(PrivateRun):
         size, rate = len(self.train_dataset), self.args.dp_sample_rate
         return on_first(lambda: poisson_batch(self._random, step, size, rate))
 
+    def checked_objective(self) -> Objective | None:
+        """The dev set, which is public: a figure of the training samples would be released without noise."""
+        return self.eval_dataset  # type: ignore[return-value]
+
     def _derivatives(self, step: int, seeds: Sequence[int]) -> tuple[np.ndarray, float]:
         """The base's on the step's batch; the second number, the loss for the logs, is always 0.
 

@@ -255,3 +255,11 @@ def test_what_an_accountant_cannot_show_is_refused(tmp_path):
     assert trainer(tmp_path, dp_epsilon=0.01, dp_accountant="pld").privacy()["noise_multipliers"]["rdp"] is None
     with pytest.raises(UserError, match="too small beside dp_epsilon"):
         trainer(tmp_path, dp_epsilon=60.0)
+
+
+def test_the_check_of_derivatives_looks_at_the_dev_set(tmp_path):
+    """A figure of the training samples would leave without noise."""
+    run = trainer(tmp_path)
+    assert run.checked_objective() is run.eval_dataset is None
+    run.train()
+    assert run.derivative_check is None

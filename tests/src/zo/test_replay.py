@@ -18,6 +18,7 @@ from src.objectives import CandidateScoring
 from src.transcript import main
 from src.utils import UserError
 from src.zo.arguments import ZOArguments
+from src.zo.directions import ParameterSpace
 from src.zo.trainer import ZOTrainer
 
 PROMPTS = ["a very good film It was", "dull It was", "cold and slow It was", "warm It was"]
@@ -134,9 +135,9 @@ def test_an_unfinished_transcript_needs_a_word(base, tmp_path):
 
 def test_the_closing_line_tells_other_arithmetic(base, tmp_path, monkeypatch):
     train(base, tmp_path, "ft")
-    original = transcript.ParameterSpace.apply
+    original = ParameterSpace.apply
     monkeypatch.setattr(
-        transcript.ParameterSpace, "apply", lambda self, record: (original(self, record), original(self, record))
+        ParameterSpace, "apply", lambda self, record: (original(self, record), original(self, record))
     )
     with pytest.raises(UserError, match="gives other parameters than the run"):
         main(["replay", *options(base, tmp_path), "--out", str(tmp_path / "out")])
