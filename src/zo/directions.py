@@ -178,6 +178,11 @@ class ParameterSpace:
         else:
             yield from self._drawn_tiles(seeds)
 
+    def forget_noise(self) -> None:
+        """Frees what `tiles` and `two_point` keep."""
+        self._tiles, self._tile_seeds = [], ()
+        self._noise, self._noise_seed = [], None
+
     def _drawn_tiles(self, seeds: Sequence[int]) -> Iterator[NoiseTile]:
         for buffer in self._buffers:
             blocks = buffer.blocks()
