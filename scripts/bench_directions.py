@@ -1,8 +1,8 @@
 """Time exact derivatives along K directions beside central differences and beside one bare forward pass.
 
-`DATA_DIR=... bash scripts/bench.sh directions --model smollm2-135m --n 64 --track lora --dtype float32`. The model is
-an embedded one, or one of the shapes of `scripts/bench.py` with random weights. Timed in turn, so that all see the
-same machine:
+`DATA_DIR=... bash scripts/bench.sh directions --model smollm2-135m --n 64 --track lora --dtype float32`. The model
+is an embedded one, or one of the shapes of `scripts/bench.py` with random weights. Timed in turn, so that all see
+the same machine:
 
 - exact: the derivatives of all samples along K directions, noise included, for each K;
 - central: the two passes of one direction; K of them take K times as long;
@@ -50,12 +50,9 @@ class DirectionsArguments:
     output_dir: str = field(default="result/bench", metadata={"help": "Where the JSON goes."})
 
     def __post_init__(self) -> None:
-        if (
-            self.model not in {**SHAPES, **EMBEDDED}
-            or self.track not in ("lora", "ft")
-            or self.dtype not in PRECISIONS
-        ):
-            known = f"--model {'|'.join([*SHAPES, *EMBEDDED])} --track lora|ft --dtype {'|'.join(PRECISIONS)}"
+        models = [*SHAPES, *EMBEDDED]
+        if self.model not in models or self.track not in ("lora", "ft") or self.dtype not in PRECISIONS:
+            known = f"--model {'|'.join(models)} --track lora|ft --dtype {'|'.join(PRECISIONS)}"
             raise UserError(f"unknown model, track or dtype; use {known}")
         if self.n < 1 or self.repeats < 1 or min(self.k) < 1:
             raise UserError("n, repeats and each k must be at least 1")

@@ -2,7 +2,7 @@
 
 `DATA_DIR=... bash scripts/bench.sh precision --model smollm2-135m --n 64`. For each dtype of the weights, with
 adapters in it, the correlation over the samples with the exact derivatives in float64, direction by direction. The
-weights are rounded to the dtype first and the truth is that of the rounded weights, so that what is compared is the
+weights are rounded to the dtype first and the truth is that of the rounded weights: what is compared is the
 arithmetic alone.
 """
 
@@ -84,8 +84,8 @@ def compare(args: PrecisionArguments, dtype: str) -> list[dict[str, Any]]:
 
 def make_objective(args: PrecisionArguments, dtype: torch.dtype) -> Any:
     """SST-2 sentences on the model with adapters away from zero."""
-    model, tokenizer = load_model(args.model, dtype)
-    model = add_lora(model, LoraSettings())  # type: ignore[assignment]
+    base, tokenizer = load_model(args.model, dtype)
+    model = add_lora(base, LoraSettings())
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
