@@ -100,10 +100,10 @@ def make_objective(args: DirectionsArguments, device: torch.device) -> Candidate
     if args.model in EMBEDDED:
         if args.data_dir is None:
             raise UserError("set DATA_DIR to a folder with sst2/train.jsonl")
-        model, tokenizer = load_model(args.model, dtype, device)
+        base, tokenizer = load_model(args.model, dtype, device)
         task = get_task("SST2")
         splits = task.splits(args.data_dir, num_train=args.n, num_dev=1, num_eval=1, train_set_seed=0)
-        return task.objective(trainable(model, args), tokenizer, splits.train)  # type: ignore[return-value]
+        return task.objective(trainable(base, args), tokenizer, splits.train)  # type: ignore[return-value]
     bench = BenchArguments(
         shape=args.model, n=args.n, track="ft", dtype=args.dtype, device=device.type, data_dir=args.data_dir
     )
