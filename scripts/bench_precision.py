@@ -3,7 +3,8 @@
 `DATA_DIR=... bash scripts/bench.sh precision --model smollm2-135m --n 64`. For each dtype of the weights, with
 adapters in it, the correlation over the samples with the exact derivatives in float64, direction by direction. The
 weights are rounded to the dtype first and the truth is that of the rounded weights: what is compared is the
-arithmetic alone.
+arithmetic alone. Then what that does to learning: PAC-ZPL on the small problem of `scripts/learning_check.py`,
+trained in each dtype with both kinds of derivatives.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.utils import logging
 
 from scripts.bench_tools import machine, save, shown
+from scripts.learning_check import accuracy_after
 from src.engine.derivatives import exact_derivatives
 from src.lora import LoraSettings, add_lora
 from src.models import load_model
+from src.sample_data.learning_task import pretrain
 from src.tasks import get_task
 from src.utils import PRECISIONS, Parser, UserError, run_cli
 from src.zo.directions import ParameterSpace
@@ -36,6 +40,7 @@ class PrecisionArguments:
     k: int = field(default=4, metadata={"help": "Directions."})
     dtypes: list[str] = field(default_factory=lambda: list(PRECISIONS), metadata={"help": "Of the weights."})
     eps: list[float] = field(default_factory=lambda: [1e-3, 1e-2], metadata={"help": "Of central differences."})
+    seeds: int = field(default=3, metadata={"help": "Runs on the small problem, for each dtype and kind."})
     data_dir: str | None = field(default=None, metadata={"help": "Folder with sst2/train.jsonl."})
     output_dir: str = field(default="result/bench", metadata={"help": "Where the JSON goes."})
 
@@ -51,12 +56,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.data_dir is None:
         raise UserError("set DATA_DIR to a folder with sst2/train.jsonl")
     rows = [row for dtype in args.dtypes for row in compare(args, dtype)]
-    figures = {"precision": rows, "arguments": shown(args), **machine(torch.device("cpu"))}
+    learned = [row for dtype in args.dtypes for row in learning(args, dtype)]
+    figures = {"precision": rows, "learning": learned, "arguments": shown(args), **machine(torch.device("cpu"))}
     print(f"{'weights':<10}{'derivatives':<16}{'correlation with float64':<34}{'error / signal':>14}")
     for row in rows:
         shares = " ".join(f"{value:.3f}" for value in row["correlation"])
         print(f"{row['dtype']:<10}{row['derivative']:<16}{shares:<34}{row['error']:>14.3g}")
+    for row in learned:
+        shares = " ".join(f"{value:.3f}" for value in row["accuracy"])
+        print(f"PAC-ZPL in {row['dtype']}, {row['derivative']} derivatives: held-out accuracy {shares}")
     print(f"wrote {save(args.output_dir, f'precision-{args.model}-n{args.n}', figures)}")
+
+
+def learning(args: PrecisionArguments, dtype: str) -> list[dict[str, Any]]:
+    """Held-out accuracy of PAC-ZPL on the small problem, one for each seed, by either kind of derivatives."""
+    logging.set_verbosity_error()
+    accuracies: dict[str, list[float]] = {"central": [], "exact": []}
+    for seed in range(args.seeds):
+        task = pretrain(seed)
+        torch.nn.Module.to(task.model, PRECISIONS[dtype])
+        start = {name: value.clone() for name, value in task.model.state_dict().items()}
+        for kind, found in accuracies.items():
+            mode = {"pac_zpl": True, "pac_secret_seed": seed, "seed": seed, "zo_derivative": kind}
+            found.append(accuracy_after(task, start, no_derivative_check=True, **mode)[0])
+    return [{"dtype": dtype, "derivative": kind, "accuracy": found} for kind, found in accuracies.items()]
 
 
 def compare(args: PrecisionArguments, dtype: str) -> list[dict[str, Any]]:

@@ -107,12 +107,18 @@ def precision(content: dict[str, Figures]) -> str:
     """A row a dtype and a way to take derivatives."""
     rows, sources = [], []
     for figures in content.values():
+        learned = {
+            (row["dtype"], row["derivative"]): _accuracy(row["accuracy"]) for row in figures.get("learning", [])
+        }
         for row in figures.get("precision", []):
             shares = ", ".join(f"{value:.3f}" for value in row["correlation"])
-            rows.append((row["dtype"], row["derivative"], shares, f"{row['error']:.2g}"))
+            kind = row["derivative"].replace("eps 0.001", "central")
+            trained = learned.get((row["dtype"], kind), "")
+            rows.append((row["dtype"], row["derivative"], shares, f"{row['error']:.2g}", trained))
         if "precision" in figures:
             sources.append(figures)
-    head = ("weights", "derivatives", "correlation with float64, each direction", "error / signal")
+    shares = "correlation with float64, each direction"
+    head = ("weights", "derivatives", shares, "error / signal", "PAC-ZPL learns")
     return _table(head, rows) + _measured_on(sources)
 
 
