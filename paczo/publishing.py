@@ -52,8 +52,9 @@ def model_card(privacy: Mapping[str, Any], public: Mapping[str, Any], *, library
         earlier = privacy.get("earlier")
         runs = f" of this run and {earlier['runs']} before it on the same secret" if earlier else ""
         body.append(
-            f"Budget{runs}: {privacy['budget_nats']:g} nats. Spent: {privacy['spent_nats']:.6g} nats. The guarantee"
-            " is the budget's; what was spent on this path is one draw of a quantity whose mean the budget bounds."
+            f"Budget{runs}: {privacy['budget_nats']:g} nats. Spent: {privacy['spent_nats']:.6g} nats. The"
+            " guarantee is the budget's; what was spent on this path is one draw of a quantity whose mean the"
+            " budget bounds."
         )
     body.append(f"Secrets: {privacy['secrets']}.")
     body.append(
