@@ -160,7 +160,9 @@ def tpr_for_epsilon(eps: float, fpr: float, delta: float = 0.0) -> float:
     _check_dp(eps, delta)
     if not 0.0 <= fpr <= 1.0:
         raise ValueError(f"fpr must lie in [0, 1], got {fpr!r}")
-    grown = fpr * math.exp(min(eps, 700.0)) if fpr > 0.0 else 0.0
+    if math.isinf(eps):
+        return 1.0
+    grown = math.exp(min(0.0, eps + math.log(fpr))) if fpr > 0.0 else 0.0
     return min(1.0, grown + delta, 1.0 - math.exp(-eps) * (1.0 - delta - fpr))
 
 

@@ -17,8 +17,16 @@ What this takes for granted:
   which), the mechanism, the base model and the whole transcript. He does not know the secret random stream.
 - The secret is which candidate subset was used. That a sample is among the {num_samples} is not hidden, and
   the dev set, which chose the checkpoint, is public.
-- The noise is drawn in floating point. Its real value stays private and only its sign is published.
+- {drawing}
 - Computation time and memory traffic are not part of what is protected."""
+
+REAL = "The noise is drawn in floating point. Its real value stays private and only its sign is published."
+BIT = (
+    "What is accounted for is the published bit: a sign, turned with a probability that is a multiple of 2^-53,"
+    " drawn exactly from 53 random bits."
+)
+COIN = "Where the subsets disagree the released bit is a coin that depends on no data."
+ABSTAIN = "Where the subsets disagree nothing is released, which the adversary could compute himself."
 
 
 def model_card(privacy: Mapping[str, Any], public: Mapping[str, Any], *, library: str) -> str:
@@ -40,10 +48,13 @@ def model_card(privacy: Mapping[str, Any], public: Mapping[str, Any], *, library
     ]
     body = ["# Fine-tuned with PACZero", _guarantee(privacy)]
     if "budget_nats" in privacy:
-        body.append(ASSUMPTIONS.format(**public))
+        body.append(ASSUMPTIONS.format(**public, drawing=_drawing(public)))
+        earlier = privacy.get("earlier")
+        runs = f" of this run and {earlier['runs']} before it on the same secret" if earlier else ""
         body.append(
-            f"Budget: {privacy['budget_nats']:g} nats. Spent: {privacy['spent_nats']:.6g} nats. The guarantee is"
-            " the budget's; what was spent on this path is one draw of a quantity whose mean the budget bounds."
+            f"Budget{runs}: {privacy['budget_nats']:g} nats. Spent: {privacy['spent_nats']:.6g} nats. The"
+            " guarantee is the budget's; what was spent on this path is one draw of a quantity whose mean the"
+            " budget bounds."
         )
     body.append(f"Secrets: {privacy['secrets']}.")
     body.append(
@@ -55,16 +66,33 @@ def model_card(privacy: Mapping[str, Any], public: Mapping[str, Any], *, library
     return "\n".join(head) + "\n\n" + "\n\n".join(body) + "\n"
 
 
+def _drawing(public: Mapping[str, Any]) -> str:
+    """How the releases come about, in one sentence."""
+    if public["pac_zpl"]:
+        return ABSTAIN if public["pac_zpl_abstain"] else COIN
+    return BIT if public["pac_charge"] == "bit" else REAL
+
+
 def _guarantee(privacy: Mapping[str, Any]) -> str:
     if "budget_nats" not in privacy:
-        return "**Not private.** This model was trained with a mode that guarantees nothing, for comparison."
+        return (
+            "**Not private.** This model was trained without a mechanism, for comparison: what it tells of its"
+            " training data is not accounted."
+        )
     bound, prior = privacy["posterior_success_bound"], privacy["prior_success"]
     epsilon = privacy["epsilon"]
-    same = f" Differential privacy gives the same bound at epsilon {epsilon:.2f}." if epsilon else ""
+    same = (
+        f" Differential privacy gives this one bound at epsilon {epsilon:.2f}; it would bound rare, sure guesses"
+        " more tightly."
+        if epsilon
+        else ""
+    )
+    rates = "; ".join(f"{most:.4f} at {fpr}" for fpr, most in privacy["tpr_bounds"].items())
     text = (
         "Whatever is computed from this model, a guess whether a given sample was in the secret part of the"
         f" training data is right with a probability of at most {bound:.4f}; without the model it is"
-        f" {prior:.4f}.{same}"
+        f" {prior:.4f}.{same} A test for one sample has a true positive rate of at most, at a false positive rate:"
+        f" {rates}."
     )
     if privacy["private"]:
         return text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import stat
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ import torch
 from builders import make_model
 
 import paczo.pac_trainer as pac_trainer
+from paczo.bounds import naming_success, tpr_at_fpr
+from paczo.mechanisms import PacMI, PacZPL
 from paczo.pac_trainer import PACArguments, PACTrainer
 from paczo.pac_utils import clip_derivatives, subset_signs
 from paczo.randomness import SecretRandom
@@ -95,6 +98,61 @@ def test_zpl_bits_are_the_same_for_every_secret_subset(task, tmp_path, monkeypat
     assert trainer.releases["coin"] > 0, "the subsets never disagreed, so nothing was tested"
 
 
+def test_zpl_trits_are_the_same_for_every_secret_subset_and_key(task, tmp_path, monkeypatch):
+    """Abstaining: nothing of a run's bits depends on S*, nor on any random number."""
+    runs = []
+    for secret in range(8):
+        monkeypatch.setattr(SecretRandom, "uniform_index", fixed_index(secret))
+        folder = tmp_path / str(secret)
+        trainer, _ = train(
+            fresh(task), folder, pac_zpl=True, pac_zpl_abstain=True, pac_k=4, pac_secret_seed=secret
+        )
+        assert trainer._secret == secret
+        runs.append(coefficients(folder))
+    assert all(run == runs[0] for run in runs)
+    released = [value for step in runs[0] for value in step]
+    assert {0.0}.issubset(released), "the subsets never disagreed, so nothing was tested"
+    counts = trainer.privacy()["releases"]
+    assert counts == {"abstain": released.count(0.0), "unanimous": len(released) - released.count(0.0)}
+    assert trainer.privacy()["mechanism"] == "pac-zpl, abstaining"
+    assert trainer.privacy()["posterior_success_bound"] == 0.5
+
+
+@pytest.mark.parametrize("resting", [2, 6])
+def test_steps_in_which_all_directions_abstain_change_nothing_and_pass(resting, task, tmp_path, monkeypatch):
+    """At the start, where a first step that changed nothing stops a run, and as all that happens."""
+    model = fresh(task)
+    before = [p.clone() for p in model.model.parameters()]
+    release = PacZPL.release
+
+    def abstaining(self, signs):
+        made = release(self, signs)
+        return replace(made, bit=0.0, kind="abstain") if self.releases <= 2 * resting else made
+
+    monkeypatch.setattr(PacZPL, "release", abstaining)
+    train(model, tmp_path, pac_zpl=True, pac_zpl_abstain=True, pac_k=2, pac_m=2, pac_secret_seed=1)
+    assert [set(step) for step in coefficients(tmp_path)[:resting]] == [{0.0}] * resting
+    moved = any(not torch.equal(p, q) for p, q in zip(before, model.model.parameters(), strict=True))
+    assert moved == (resting < 6)
+    again = transcript.replay(fresh(task).model, tmp_path / "transcript.jsonl")
+    for left, right in zip(model.model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_a_step_that_should_have_changed_something_is_noticed_after_one_that_rested(task, tmp_path, monkeypatch):
+    release = PacZPL.release
+
+    def first_abstains(self, signs):
+        made = release(self, signs)
+        return replace(made, bit=0.0 if self.releases == 1 else 1.0)
+
+    monkeypatch.setattr(PacZPL, "release", first_abstains)
+    settings = {"learning_rate": 1e-30, "lr_scheduler_type": "constant"}
+    with pytest.raises(UserError, match="changed no trainable parameter"):
+        train(fresh(task), tmp_path, pac_zpl=True, pac_zpl_abstain=True, **settings)
+    assert len(coefficients(tmp_path)) == 2
+
+
 def fixed_index(secret, original=SecretRandom.uniform_index):
     return lambda self, purpose, index, n: secret if purpose == "secret" else original(self, purpose, index, n)
 
@@ -107,6 +165,35 @@ def test_pac_mi_bits_do_depend_on_the_secret_subset(task, tmp_path, monkeypatch)
         train(fresh(task), tmp_path / str(secret), pac_mi=3.0, pac_secret_seed=5)
         runs.add(str(coefficients(tmp_path / str(secret))))
     assert len(runs) > 1
+
+
+def test_pac_mi_by_the_bit_accounts_for_what_is_published(task, tmp_path):
+    """The charges, flips and posterior follow from the transcript's bits and the signs, which an adversary has."""
+    trainer, seen = train(
+        fresh(task), tmp_path, num_samples=6, pac_mi=0.5, pac_charge="bit", max_steps=10, pac_k=2
+    )
+    assert trainer.mechanism_name == "pac-mi, charged by the bit"
+    public = PacMI(8, 0, 0.5, 10, SecretRandom.from_seed(99), directions=2, charge="bit")
+    public._source = Published([bit for step in coefficients(tmp_path) for bit in step])
+    for derivatives in seen:
+        for row in derivatives:
+            signs = subset_signs(clip_derivatives(row, 25.0), trainer.membership)
+            public._source.sign = signs[0]
+            public.release(signs)
+    assert public.posterior.tolist() == trainer.mechanism.posterior.tolist()
+    assert public.spent_nats == trainer.privacy()["spent_nats"]
+    assert 0 < public.spent_nats <= 0.5
+    assert trainer.releases["noisy"] > 5
+
+
+class Published:
+    """Turns a sign wherever the published bit is not it."""
+
+    def __init__(self, bits):
+        self.bits, self.sign = bits, None
+
+    def bernoulli(self, index, probability):
+        return self.bits[index] != self.sign
 
 
 @pytest.mark.parametrize("adaptive", [True, False])
@@ -168,7 +255,8 @@ def test_clipping_is_part_of_the_release(task, tmp_path, monkeypatch):
         assert released[0] == pytest.approx(np.clip(derivatives[0], -0.01, 0.01).mean(dtype=np.float64), rel=1e-12)
     ledger = read_records(tmp_path / "private" / "ledger.jsonl")
     assert ledger[1]["clip_share"][0] == np.mean(np.abs(seen[0]) > 0.01)
-    assert trainer.privacy()["guarantee"] == "none"
+    assert trainer.privacy()["guarantee"] == "not accounted"
+    assert ledger[1]["spent_nats"] is ledger[1]["releases"][0]["mi_nats"] is None
 
 
 @pytest.mark.parametrize("mode", ["none", "quant_full", "raw_half", "quant_half"])
@@ -247,6 +335,10 @@ def test_a_spent_budget_ends_the_training(task, tmp_path, monkeypatch):
         ({"pac_zpl": True, "ablation": "none"}, "needs --no_privacy"),
         ({"no_privacy": True, "ablation": "what"}, "unknown ablation 'what'"),
         ({"pac_zpl": True, "pac_load_best_dev": True}, "needs --eval_steps"),
+        ({"pac_mi": 0.3, "pac_charge": "half"}, "unknown pac_charge 'half'; known: real, bit"),
+        ({"pac_zpl": True, "pac_charge": "bit"}, "--pac_charge bit needs --pac_mi"),
+        ({"pac_mi": 0.3, "pac_zpl_abstain": True}, "--pac_zpl_abstain needs --pac_zpl"),
+        ({"no_privacy": True, "pac_continue_from": "x"}, "excludes --no_privacy"),
     ],
 )
 def test_contradictions_are_refused(settings, message, tmp_path):
@@ -259,7 +351,10 @@ def test_the_bound_follows_from_the_budget(task, tmp_path):
     report = trainer.privacy()
     assert report["posterior_success_bound"] == pytest.approx(0.8819, abs=1e-4)
     assert report["epsilon"] == pytest.approx(2.01, abs=0.01)
+    assert report["tpr_bounds"] == {"0": tpr_at_fpr(0.33, 0.0), "0.001": tpr_at_fpr(0.33, 1e-3)}
+    assert report["naming_success_bound"] == naming_success(0.33, 8)
     rare = arguments(tmp_path, pac_zpl=True, pac_sampling_rate=2)
     report = PACTrainer(fresh(task).model, rare, task.objective(8, seed=1)).privacy()
     assert report["prior_success"] == report["posterior_success_bound"] == 0.75
     assert report["epsilon"] is None
+    assert report["tpr_bounds"] == {"0": 0.0, "0.001": 1e-3}

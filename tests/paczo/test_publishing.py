@@ -37,7 +37,16 @@ def public_files(folder):
     return found
 
 
-@pytest.mark.parametrize("mechanism", ["pac_mi", "pac_zpl"])
+@pytest.mark.parametrize(
+    "mechanism",
+    [
+        {},
+        {"pac_charge": "bit"},
+        {"pac_mi": None, "pac_zpl": True},
+        {"pac_mi": None, "pac_zpl": True, "pac_zpl_abstain": True},
+    ],
+    ids=["real", "bit", "coin", "abstain"],
+)
 def test_runs_that_differ_in_the_secret_index_only_publish_the_same(mechanism, tmp_path, monkeypatch):
     """The bits are forced, so whatever else differed in a public file would be a trace of S*."""
     released = (PacMI.release, PacZPL.release)
@@ -53,7 +62,7 @@ def test_runs_that_differ_in_the_secret_index_only_publish_the_same(mechanism, t
     monkeypatch.setattr(PacMI, "release", forced(released[0]))
     monkeypatch.setattr(PacZPL, "release", forced(released[1]))
     original = SecretRandom.uniform_index
-    changes = {**SHORT, "pac_mi": None, "pac_zpl": True} if mechanism == "pac_zpl" else SHORT
+    changes = {**SHORT, **mechanism}
     runs, ledgers = [], []
     for secret in (1, 6):
         monkeypatch.setattr(
@@ -107,6 +116,8 @@ def test_the_card_says_what_holds(tmp_path):
     ):
         assert words in card
     assert f"Spent: {trainer.privacy()['spent_nats']:.6g} nats" in card
+    assert "true positive rate of at most, at a false positive rate: 0.6834 at 0; 0.6885 at 0.001" in card
+    assert "The noise is drawn in floating point" in card
     assert "operating-system entropy" in card
     assert "Not private" not in card
     trainer.save_model(str(tmp_path / "saved"))
@@ -119,7 +130,25 @@ def test_the_card_does_not_praise_what_is_not_private(tmp_path):
     assert "**Not private:** the secrets of this run are reproducible" in card_of(seeded)
     plain = make_trainer(tmp_path / "b", **{**SHORT, "pac_mi": None, "no_privacy": True, "pac_secret_seed": None})
     assert "**Not private.**" in card_of(plain)
+    assert "what it tells of its training data is not accounted" in card_of(plain)
     assert "nats" not in card_of(plain)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"pac_charge": "bit"}, "drawn exactly from 53 random bits"),
+        ({"pac_mi": None, "pac_zpl": True}, "a coin that depends on no data"),
+        (
+            {"pac_mi": None, "pac_zpl": True, "pac_zpl_abstain": True},
+            "nothing is released, which the adversary could",
+        ),
+    ],
+)
+def test_the_card_says_how_releases_come_about(changes, words, tmp_path):
+    card = card_of(make_trainer(tmp_path, **{**SHORT, **changes}))
+    assert words in card
+    assert "floating point" not in card
 
 
 def card_of(trainer):
@@ -151,18 +180,19 @@ def test_an_upload_holds_nothing_private(tmp_path, monkeypatch):
 
 
 def test_parameters_are_written_in_one_place_only():
-    """Apart from loading a model, the dtype of new adapters, and the pretraining of the tests' small problem."""
+    """Apart from drawing noise, loading a model, the dtype of new adapters, the small problem's pretraining."""
     operation = r"\.(add|mul|sub|div|copy|fill|zero|lerp|addcmul|addcdiv|neg|normal|uniform)_\("
     writes = re.compile(rf"{operation}|(?<!self)\.data = |load_state_dict\(|optimizer\.step\(")
-    files = [path for folder in ("src", "paczo", "baselines") for path in (ROOT / folder).glob("*.py")]
+    files = [path for folder in ("src", "paczo", "baselines") for path in (ROOT / folder).rglob("*.py")]
     found = {path.name for path in files if writes.search(path.read_text(encoding="utf-8"))}
-    assert found == {"zo.py", "models.py", "lora.py", "learning_task.py"}
+    assert found == {"directions.py", "noise.py", "models.py", "lora.py", "learning_task.py"}
 
 
 @pytest.mark.parametrize(
     ("words", "lines"),
     [
-        (["--mi", "0.33"], ["0.881888", "2.0104"]),
+        (["--mi", "0.33"], ["0.881888", "2.0104", "0.6834", "0.1558", "nothing else", "below 0.007467"]),
+        (["--mi", "0.33", "--num_subsets", "2"], ["naming S* among M = 2 ", "0.8819"]),
         (["--mi", "0.33", "--prior", "0.75"], ["1.000000", "0.250000"]),
         (["--eps", "2", "--delta", "1e-5"], ["0.880798", "0.380798"]),
         ([], ["0.507071", "0.998204"]),
@@ -186,6 +216,7 @@ def test_the_bounds_are_printed(words, lines, capsys):
         ["--delta", "0.1"],
         ["--m", "1"],
         ["--eps", "1", "--mi", "1"],
+        ["--mi", "0.1", "--num_subsets", "1"],
     ],
 )
 def test_wrong_numbers_are_one_line(words, capsys):

@@ -121,10 +121,18 @@ def test_no_release_is_made_twice_with_secrets_of_the_operating_system(tmp_path,
     assert sum(r["mi_nats"] for r in noisy) == pytest.approx(trainer.privacy()["spent_nats"], rel=1e-12)
 
 
-@pytest.mark.parametrize("mode", ["pac_zpl", "none", "raw_half", "random_sign"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        {"pac_mi": 1.0, "pac_charge": "bit"},
+        {"pac_zpl": True},
+        {"pac_zpl": True, "pac_zpl_abstain": True},
+        *({"no_privacy": True, "ablation": name} for name in ("none", "raw_half", "random_sign")),
+    ],
+    ids=["bit", "pac_zpl", "abstain", "none", "raw_half", "random_sign"],
+)
 def test_the_other_mechanisms_resume_too(mode, tmp_path, monkeypatch):
-    private = {"pac_zpl": True} if mode == "pac_zpl" else {"no_privacy": True, "ablation": mode}
-    changes = {**private, "pac_mi": None, "max_steps": 40, "load_best_model_at_end": False}
+    changes = {"pac_mi": None, **mode, "max_steps": 40, "load_best_model_at_end": False}
     expected = live(tmp_path / "one", **changes)
     trainer = die_and_resume(tmp_path / "two", random.Random(8), monkeypatch, deaths=4, longest=200, **changes)
     assert outcome(tmp_path / "one") == outcome(tmp_path / "two")
@@ -164,6 +172,8 @@ def test_checkpoints_are_optional_and_any_complete_one_will_do(uninterrupted, tm
         ({"max_steps": 250}, "max_steps differs: was 200, is 250"),
         ({"learning_rate": 0.03}, "learning_rate differs"),
         ({"pac_mi": 2.0}, "pac_mi differs"),
+        ({"pac_charge": "bit"}, "pac_charge differs"),
+        ({"pac_mi": None, "pac_zpl": True, "pac_zpl_abstain": True}, "differs"),
         ({"pac_k": 1}, "pac_k|release that is recorded|differs"),
         ({"seed": 43}, "membership"),
         ({"weight_decay": 0.0}, "start differs"),

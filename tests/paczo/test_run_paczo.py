@@ -80,6 +80,12 @@ def test_a_run_writes_what_a_reader_needs(tmp_path, model_folder, capsys):
     table = capsys.readouterr().out
     assert "pac-mi (operating-system entropy)" in table
     assert "attack success  at most 0.8819 (prior 0.5000, as epsilon 2.01)" in table
+    assert "true positives  at most 0.6834 at FPR 0, 0.6885 at FPR 0.001" in table
+    assert "naming S*       at most" in table
+    assert privacy["tpr_bounds"] == {
+        "0": pytest.approx(0.6834, abs=1e-4),
+        "0.001": pytest.approx(0.6885, abs=1e-4),
+    }
     model, _ = load_model(model_folder)
     transcript.replay(model, tmp_path / "transcript.jsonl")
 
@@ -94,6 +100,31 @@ def test_the_other_loss_and_reproducible_secrets(tmp_path, model_folder, capsys)
     assert "reproducible secrets, not private" in capsys.readouterr().out
     head, _ = transcript.read(tmp_path / "transcript.jsonl")
     assert head["public"]["secrets"] == "reproducible secrets, not private"
+
+
+def test_no_privacy_is_said_to_be_not_accounted(tmp_path, model_folder, capsys):
+    run_paczo.main(options(tmp_path, model_folder, "--no_privacy", "--ablation", "quant_full"))
+    privacy = json.loads((tmp_path / "metrics.json").read_text())["privacy"]
+    assert privacy["guarantee"] == "not accounted"
+    assert not {"budget_nats", "spent_nats", "posterior_success_bound"} & privacy.keys()
+    assert "guarantee       not accounted" in capsys.readouterr().out
+
+
+def test_a_finished_run_is_continued_from_the_command_line(tmp_path, model_folder, capsys):
+    first, second = tmp_path / "first", tmp_path / "second"
+    run_paczo.main(options(first, model_folder, "--pac_mi", "0.1", "--pac_charge", "bit"))
+    more = ["--pac_mi", "0.2", "--pac_charge", "bit", "--pac_continue_from", str(first / "private")]
+    run_paczo.main(options(second, model_folder, *more))
+    privacy = json.loads((second / "metrics.json").read_text())["privacy"]
+    assert privacy["budget_nats"] == pytest.approx(0.3)
+    assert (second / "private" / "attack.json").exists()
+    assert "of 0.3" in capsys.readouterr().out
+    other = tmp_path / "other"
+    run_paczo.main(options(other, model_folder, "--pac_zpl", "--pac_zpl_abstain"))
+    before = content(other)
+    with pytest.raises(UserError, match="already; continue that one"):
+        run_paczo.main(options(other, model_folder, *more, "--overwrite_output_dir"))
+    assert content(other) == before, "a run that cannot start removes nothing"
 
 
 def test_a_run_is_not_overwritten_unless_asked(tmp_path, model_folder):
