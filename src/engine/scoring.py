@@ -36,8 +36,12 @@ class Scorer:
         self.model = model
         self.device = device
         self.width = max(len(group) for group in groups)
-        counts = np.array([len(group) for group in groups])
-        self.present = torch.from_numpy(np.arange(self.width) < counts[:, None]).to(device)
+        tokens = np.zeros((len(groups), self.width), dtype=np.int64)
+        for row, group in enumerate(groups):
+            tokens[row, : len(group)] = [len(s.ids) - s.start for s in group]
+        # int64 (samples, most candidates): scored tokens of each candidate, 0 where there is none.
+        self.scored_tokens = torch.from_numpy(tokens).to(device)
+        self.present = self.scored_tokens > 0
         self._packs = self.packable and can_pack(model, max(len(s.ids) for group in groups for s in group))
         self._plan: tuple[tuple[int, bytes | None], list[Any]] | None = None
 
@@ -99,11 +103,8 @@ class SequenceScorer(Scorer):
         flat = [sequence for group in groups for sequence in group]
         self.table = TokenTable(flat, device)
         self.owner = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
-        lengths = [float(len(s.ids) - s.start) for s in flat]
-        self.lengths = torch.tensor(lengths, device=device)
-        # As many tokens as are scored, on average, in MOST_LOGITS logits.
-        vocabulary = int(getattr(getattr(model, "config", None), "vocab_size", 1))
-        self._most_tokens = max(1, int(MOST_LOGITS / vocabulary * self.num_tokens / sum(lengths)))
+        self.lengths = self.scored_tokens[self.present].float()
+        self._most_tokens = tokens_for_logits(model, self.num_tokens, int(self.scored_tokens.sum()))
 
     def _make_plan(self, token_budget: int, rows: Indices | None) -> list[MicroBatch]:
         token_budget = min(token_budget, self._most_tokens)
@@ -134,35 +135,36 @@ class BranchScorer(Scorer):
         # A prompt alone: its last state scores the candidates' first tokens.
         prompts = [ScoredSequence([*g[0].ids[: g[0].start], 0], g[0].start) for g in groups]
         self.table = TokenTable(prompts, device, drop_last=True)
-        longest = max(len(s.ids) - s.start for group in groups for s in group)
-        self.tails = np.zeros((len(groups), self.width, longest), dtype=np.int64)
-        self.tail_lengths = np.zeros((len(groups), self.width), dtype=np.int64)
+        self.tail_lengths = self.scored_tokens.cpu().numpy()
+        self.tails = np.zeros((*self.tail_lengths.shape, self.tail_lengths.max()), dtype=np.int64)
         for row, group in enumerate(groups):
             for column, sequence in enumerate(group):
-                tail = sequence.ids[sequence.start :]
-                self.tails[row, column, : len(tail)] = tail
-                self.tail_lengths[row, column] = len(tail)
+                self.tails[row, column, : len(sequence.ids) - sequence.start] = sequence.ids[sequence.start :]
         self._num_tokens = self.table.num_tokens + int(np.maximum(self.tail_lengths - 1, 0).sum())
+        self._most_tokens = tokens_for_logits(model, self.table.num_tokens, int(self.tail_lengths.sum()))
 
     @property
     def num_tokens(self) -> int:
         return self._num_tokens
 
     def _make_plan(self, token_budget: int, rows: Indices | None) -> list[tuple[MicroBatch, Tensor, Tensor]]:
+        """Micro-batches of prompts, each with tails (B, most candidates, longest) and their lengths."""
         # Candidates' copies of the prompt's keys and values count towards the budget.
-        share = max(1, token_budget // self.width)
+        share = max(1, min(token_budget // self.width, self._most_tokens))
         plan = []
         for batch in self.micro_batches(share, rows):
             chosen = batch.rows.cpu().numpy()
-            tails = torch.from_numpy(self.tails[chosen]).to(self.device)
-            plan.append((batch, tails, torch.from_numpy(self.tail_lengths[chosen]).to(self.device)))
+            lengths = self.tail_lengths[chosen]
+            width, longest = int((lengths > 0).sum(1).max()), int(lengths.max())
+            tails = torch.from_numpy(self.tails[chosen, :width, :longest]).to(self.device)
+            plan.append((batch, tails, torch.from_numpy(lengths[:, :width]).to(self.device)))
         return plan
 
     @torch.no_grad()
     def _scores(self, plan: list[tuple[MicroBatch, Tensor, Tensor]], rows: Indices | None) -> Tensor:
         scores = torch.full(self.present.shape, float("-inf"), device=self.device)
         for batch, tails, tail_lengths in plan:
-            scores[batch.rows] = self._branch(batch, tails, tail_lengths)
+            scores[batch.rows, : tails.shape[1]] = self._branch(batch, tails, tail_lengths)
         return scores if rows is None else scores[torch.from_numpy(rows).to(self.device)]
 
     def _branch(self, batch: MicroBatch, tails: Tensor, tail_lengths: Tensor) -> Tensor:
@@ -180,17 +182,25 @@ class BranchScorer(Scorer):
             prompt_mask = torch.arange(batch.input_ids.shape[1], device=self.device) < lengths[:, None]
             steps = torch.arange(longest - 1, device=self.device)
             tail_mask = torch.ones(len(flat), longest - 1, dtype=torch.bool, device=self.device)
-            logits = self.model(
-                input_ids=flat[:, :-1],
-                attention_mask=torch.cat([prompt_mask, tail_mask], dim=1).long(),
-                position_ids=lengths[:, None] + steps,
-                past_key_values=cache,
-                use_cache=True,
-            ).logits
-            token_scores = token_log_probs(logits.flatten(0, 1), flat[:, 1:].flatten()).view(len(flat), -1)
-            real = steps + 1 < tail_lengths.flatten()[:, None]
-            totals = totals + (token_scores * real).sum(1).view(samples, width)
+            rows, columns = (steps + 1 < tail_lengths.flatten()[:, None]).nonzero().T
+            with restricted_head(self.model, torch.stack([rows, columns])):
+                logits = self.model(
+                    input_ids=flat[:, :-1],
+                    attention_mask=torch.cat([prompt_mask, tail_mask], dim=1).long(),
+                    position_ids=lengths[:, None] + steps,
+                    past_key_values=cache,
+                    use_cache=True,
+                ).logits
+            following = torch.zeros(len(flat), longest - 1, device=self.device)
+            following[rows, columns] = token_log_probs(logits, flat[rows, columns + 1])
+            totals = totals + following.sum(1).view(samples, width)
         return (totals / tail_lengths).masked_fill(tail_lengths == 0, float("-inf"))
+
+
+def tokens_for_logits(model: nn.Module, tokens: int, scored: int) -> int:
+    """Tokens whose scored ones, on average `scored` of `tokens`, have `MOST_LOGITS` logits together."""
+    vocabulary = int(getattr(getattr(model, "config", None), "vocab_size", 1))
+    return max(1, int(MOST_LOGITS / vocabulary * tokens / scored))
 
 
 def token_log_probs(logits: Tensor, targets: Tensor) -> Tensor:
@@ -209,6 +219,19 @@ def scored_logits(model: nn.Module, batch: MicroBatch, vocabulary: Tensor | None
             return model(input_ids=batch.input_ids, use_cache=False).logits
         with packed(model, layout):
             return model(input_ids=batch.input_ids, position_ids=layout.position_ids, use_cache=False).logits
+
+
+@torch.no_grad()
+def head_inputs(model: nn.Module, batch: MicroBatch) -> Tensor:
+    """What the head sees at the scored positions, (P, hidden), in the model's dtype."""
+    seen: list[Tensor] = []
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    hook = head.register_forward_hook(lambda _module, args, _output: seen.append(args[0]))
+    try:
+        scored_logits(model, batch, torch.zeros(1, dtype=torch.int64, device=batch.positions.device))
+    finally:
+        hook.remove()
+    return seen[0]
 
 
 @contextmanager
