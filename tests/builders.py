@@ -132,3 +132,11 @@ def save_model(folder: Path, model_type: str = "opt") -> str:
     make_model(model_type).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return str(folder)
+
+
+def save_text_model(folder: Path, model_type: str = "opt", *, positions: int = 1024) -> str:
+    """A tiny model that reads any text, and its tokenizer, as a local folder."""
+    tokenizer = make_text_tokenizer(bos=model_type in ("opt", "llama"))
+    make_model(model_type, vocab_size=len(tokenizer), positions=positions).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
