@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import save_text_model
 from peft import PeftModel
 
 from baselines import run_dp_zo
@@ -23,19 +22,11 @@ from src.utils import UserError
 SAMPLE_DATA = Path(sample_data.__file__).parent
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_text_model(tmp_path_factory.mktemp("model"))
+pytestmark = pytest.mark.usefixtures("sample_data_here")
 
 
-@pytest.fixture(autouse=True)
-def here(monkeypatch, tmp_path):
-    monkeypatch.setenv("DATA_DIR", str(SAMPLE_DATA))
-    monkeypatch.chdir(tmp_path)
-
-
-def launch(folder, *words, main=run_paczo.main, method=("--pac_zpl",)):
-    fixed = ["--model_name", folder, "--output_dir", "run", "--pac_m", "8", "--max_steps", "3"]
+def launch(text_model, *words, main=run_paczo.main, method=("--pac_zpl",)):
+    fixed = ["--model_name", text_model, "--output_dir", "run", "--pac_m", "8", "--max_steps", "3"]
     if main is not run_paczo.main:
         fixed, method = fixed[:4] + fixed[6:], ()
     sizes = ["--num_train", "8", "--num_dev", "4", "--num_eval", "4", "--max_new_tokens", "4"]
@@ -43,35 +34,35 @@ def launch(folder, *words, main=run_paczo.main, method=("--pac_zpl",)):
     main([*fixed, *sizes, *common, *method, *words])
 
 
-def train(folder, *words, **how):
-    launch(folder, *words, **how)
+def train(text_model, *words, **how):
+    launch(text_model, *words, **how)
     return json.loads(Path("run/metrics.json").read_text())
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_every_task_trains_and_can_be_replayed(name, folder):
+def test_every_task_trains_and_can_be_replayed(name, text_model):
     task = TASKS[name]
     loss = "non_diff" if task.generates else "train_as_classification"
     if task.name in ("Copa", "ReCoRD"):
         loss = "only_train_option"
-    metrics = train(folder, "--task_name", name, f"--{loss}")
+    metrics = train(text_model, "--task_name", name, f"--{loss}")
     assert metrics["steps"] == 3
     assert metrics["configuration"]["task_name"] == task.name
     assert metrics["configuration"]["loss"] == loss
     for moment in ("before", "after"):
         for split in ("dev", "test"):
             assert set(metrics[moment][split]) == {"loss", "f1" if task.generates else "accuracy"}
-    model, _ = load_model(folder)
+    model, _ = load_model(text_model)
     transcript.replay(model, "run/transcript.jsonl")
 
 
 @pytest.mark.filterwarnings("ignore:.* lose their beginning")
 @pytest.mark.parametrize("name", TASKS)
-def test_every_task_takes_a_step_on_real_rows(name, folder, data_dir, monkeypatch):
+def test_every_task_takes_a_step_on_real_rows(name, text_model, data_dir, monkeypatch):
     monkeypatch.setenv("DATA_DIR", str(data_dir))
     loss = "non_diff" if TASKS[name].generates else "train_as_classification"
     sizes = ["--num_train", "6", "--num_dev", "2", "--num_eval", "2", "--max_steps", "1", "--max_length", "400"]
-    metrics = train(folder, "--task_name", name, f"--{loss}", *sizes)
+    metrics = train(text_model, "--task_name", name, f"--{loss}", *sizes)
     assert metrics["steps"] == 1
     assert metrics["data"] == str(data_dir)
 
@@ -86,9 +77,9 @@ PACZERO = (
 )
 MEZO = (
     "--task_name Copa --output_dir out/checkpoints --tag mezo-ft-20000-16-1e-5-1e-3-0 --train_set_seed 0"
-    " --num_train 10 --num_dev 6 --num_eval 8 --logging_steps 10 --max_steps 4 --trainer zo --load_bfloat16 --learning_rate 1e-2"
-    " --zo_eps 1e-3 --per_device_train_batch_size 16 --lr_scheduler_type constant --load_best_model_at_end"
-    " --evaluation_strategy steps --save_strategy steps --save_total_limit 1 --eval_steps 2 --save_steps 2"
+    " --num_train 10 --num_dev 6 --num_eval 8 --logging_steps 10 --max_steps 4 --trainer zo --load_bfloat16"
+    " --learning_rate 1e-2 --zo_eps 1e-3 --per_device_train_batch_size 16 --lr_scheduler_type constant"
+    " --load_best_model_at_end --evaluation_strategy steps --save_strategy steps --save_total_limit 1 --eval_steps 2 --save_steps 2"
     " --train_as_classification --train_as_classification False"
 )
 ICL = "--task_name RTE --output_dir out/checkpoints --tag icl --num_train 3 --num_eval 5 --load_float16 --verbose"
@@ -115,14 +106,14 @@ ICL = "--task_name RTE --output_dir out/checkpoints --tag icl --num_train 3 --nu
     ],
     ids=["pac-mi", "pac-zpl", "no privacy", "mezo", "icl"],
 )
-def test_the_sources_own_command_lines_run(line, more, loss, flat, folder, capsys):
+def test_the_sources_own_command_lines_run(line, more, loss, flat, text_model, capsys):
     run_paczo.main(
-        [*line.split(), *more.split(), "--model_name", folder, "--use_cpu", "True", "--report_to", "none"]
+        [*line.split(), *more.split(), "--model_name", text_model, "--use_cpu", "True", "--report_to", "none"]
     )
     metrics = json.loads(Path("out/checkpoints/metrics.json").read_text())
     assert metrics["configuration"]["loss"] == loss
     assert metrics["configuration"]["dtype"] == ("torch.bfloat16" if line is MEZO else "torch.float16")
-    scores = json.loads(Path(flat.format(Path(folder).name)).read_text())
+    scores = json.loads(Path(flat.format(Path(text_model).name)).read_text())
     after = metrics["after"]
     expected = {"accuracy": after["test"]["accuracy"]}
     if line is not ICL:
@@ -132,8 +123,8 @@ def test_the_sources_own_command_lines_run(line, more, loss, flat, folder, capsy
     assert "note: --load_" in capsys.readouterr().err
 
 
-def test_the_drawn_samples_are_the_sources(folder, capsys):
-    train(folder, "--task_name", "SST2", "--train_set_seed", "3", "--verbose")
+def test_the_drawn_samples_are_the_sources(text_model, capsys):
+    train(text_model, "--task_name", "SST2", "--train_set_seed", "3", "--verbose")
     rows = (SAMPLE_DATA / "sst2/validation.jsonl").read_text().splitlines()
     said = capsys.readouterr().out
     for index in draw(len(rows), 4, 3):
@@ -141,18 +132,18 @@ def test_the_drawn_samples_are_the_sources(folder, capsys):
     assert said.count("=== sample ") == 4
 
 
-def test_without_a_dev_set_the_last_model_is_tested(folder):
-    metrics = train(folder, "--num_dev", "0")
+def test_without_a_dev_set_the_last_model_is_tested(text_model):
+    metrics = train(text_model, "--num_dev", "0")
     assert metrics["after"]["dev"] == {}
     assert set(metrics["after"]["test"]) == {"loss", "accuracy"}
     assert metrics["best_step"] in (None, 0)
     for words in (["--pac_load_best_dev", "--eval_steps", "1"], ["--eval_strategy", "steps", "--eval_steps", "1"]):
         with pytest.raises(UserError, match="on a dev set, and this run has none"):
-            train(folder, "--num_dev", "none", *words, "--overwrite_output_dir")
+            train(text_model, "--num_dev", "none", *words, "--overwrite_output_dir")
 
 
-def test_the_dev_set_alone_is_a_public_baseline(folder, capsys):
-    metrics = train(folder, "--train_on", "dev", method=("--no_privacy",))
+def test_the_dev_set_alone_is_a_public_baseline(text_model, capsys):
+    metrics = train(text_model, "--train_on", "dev", method=("--no_privacy",))
     assert metrics["label"] == "trained on the public dev set"
     assert "trained on the public dev set" in capsys.readouterr().out
     assert metrics["after"]["dev"] == {}
@@ -160,15 +151,17 @@ def test_the_dev_set_alone_is_a_public_baseline(folder, capsys):
     assert head["public"]["train_on"] == "dev"
     assert head["public"]["num_samples"] == 4, "the dev samples"
     with pytest.raises(UserError, match="this run has none"):
-        train(folder, "--train_on", "dev", "--pac_load_best_dev", "--eval_steps", "1", "--overwrite_output_dir")
+        train(
+            text_model, "--train_on", "dev", "--pac_load_best_dev", "--eval_steps", "1", "--overwrite_output_dir"
+        )
 
 
 @pytest.mark.parametrize("track", [[], ["--lora"]], ids=["full", "lora"])
-def test_the_trained_model_is_saved(track, folder):
-    train(folder, "--save_model", *track)
-    model, _ = load_model(folder)
+def test_the_trained_model_is_saved(track, text_model):
+    train(text_model, "--save_model", *track)
+    model, _ = load_model(text_model)
     replayed = transcript.replay(model, "run/transcript.jsonl")
-    base, tokenizer = load_model(folder if track else "run/model")
+    base, tokenizer = load_model(text_model if track else "run/model")
     saved = PeftModel.from_pretrained(base, "run/model") if track else base
     expected = dict(replayed.named_parameters())
     assert all(torch.equal(parameter, expected[name]) for name, parameter in saved.named_parameters())
@@ -177,23 +170,23 @@ def test_the_trained_model_is_saved(track, folder):
     names = {path.name for path in Path("run/model").iterdir()}
     assert ("adapter_model.safetensors" if track else "model.safetensors") in names
     with pytest.raises(UserError, match="already holds a run"):
-        train(folder)
+        train(text_model)
 
 
-def test_a_run_may_leave_out_its_evaluations(folder):
-    metrics = train(folder, "--no_eval")
+def test_a_run_may_leave_out_its_evaluations(text_model):
+    metrics = train(text_model, "--no_eval")
     assert metrics["before"] == metrics["after"] == {"dev": {}, "test": {}}
     assert metrics["steps"] == 3
 
 
-def test_the_texts_likelihood_and_the_token_budget_reach_the_objective(folder):
-    whole = train(folder, "--only_train_option", "False", "--token_budget", "200")
+def test_the_texts_likelihood_and_the_token_budget_reach_the_objective(text_model):
+    whole = train(text_model, "--only_train_option", "False", "--token_budget", "200")
     assert whole["configuration"]["loss"] == "full_text"
     assert whole["configuration"]["token_budget"] == 200
-    assert train(folder, "--overwrite_output_dir")["configuration"]["loss"] == "only_train_option"
+    assert train(text_model, "--overwrite_output_dir")["configuration"]["loss"] == "only_train_option"
 
 
-def test_a_signal_ends_the_run_between_two_steps_and_it_goes_on(folder, monkeypatch, capsys):
+def test_a_signal_ends_the_run_between_two_steps_and_it_goes_on(text_model, monkeypatch, capsys):
     begun = StopOnSignal.on_step_end
     sent = []
 
@@ -206,25 +199,25 @@ def test_a_signal_ends_the_run_between_two_steps_and_it_goes_on(folder, monkeypa
     handler = signal.getsignal(signal.SIGUSR1)
     words = ["--save_on_interrupt", "--pac_secret_seed", "1", "--max_steps", "5"]
     with pytest.raises(KeyboardInterrupt):
-        train(folder, *words)
+        train(text_model, *words)
     assert "SIGUSR1: stopped after step 2, which is on disk" in capsys.readouterr().err
     assert not Path("run/metrics.json").exists()
     assert signal.getsignal(signal.SIGUSR1) == handler
-    again = train(folder, *words, "--resume_from_checkpoint", "True")
+    again = train(text_model, *words, "--resume_from_checkpoint", "True")
     Path("run").rename("other")
-    whole = train(folder, *words)
+    whole = train(text_model, *words)
     assert again["after"] == whole["after"]
     assert Path("run/transcript.jsonl").read_text() == Path("other/transcript.jsonl").read_text()
 
 
 @pytest.mark.parametrize("words", [["--prefix_tuning"], ["--head_tuning"], ["--lora", "--untie_emb"]])
-def test_tracks_that_are_not_there_yet_are_refused(words, folder):
+def test_tracks_that_are_not_there_yet_are_refused(words, text_model):
     with pytest.raises(UserError, match="not offered yet"):
-        train(folder, *words)
+        train(text_model, *words)
 
 
-def test_several_train_sets_are_trained_on_one_after_another(folder):
-    launch(folder, "--num_train_sets", "2", "--tag", "t")
+def test_several_train_sets_are_trained_on_one_after_another(text_model):
+    launch(text_model, "--num_train_sets", "2", "--tag", "t")
     assert not Path("run").exists()
     found = [json.loads(Path(f"run-trainset{number}/metrics.json").read_text()) for number in (0, 1)]
     assert [one["configuration"]["train_set_seed"] for one in found] == [0, 1]
@@ -233,9 +226,11 @@ def test_several_train_sets_are_trained_on_one_after_another(folder):
     assert len(list(Path("result").glob("SST2-*-t-trainset[01].json"))) == 2
 
 
-def test_the_baselines_take_the_same_words(folder):
+def test_the_baselines_take_the_same_words(text_model):
     words = ["--task_name", "cb", "--train_as_classification", "--load_float16", "False", "--dp_epsilon", "6"]
-    metrics = train(folder, *words, "--dp_sample_rate", "0.5", "--result_file", "flat.json", main=run_dp_zo.main)
+    metrics = train(
+        text_model, *words, "--dp_sample_rate", "0.5", "--result_file", "flat.json", main=run_dp_zo.main
+    )
     assert metrics["configuration"]["task_name"] == "CB"
     assert set(json.loads(Path("flat.json").read_text())) == {"accuracy", "dev_accuracy"}
 
@@ -250,9 +245,9 @@ def test_the_baselines_take_the_same_words(folder):
         (["--task_name", "SQuAD", "--non_diff", "--max_length", "4"], "leave no room"),
     ],
 )
-def test_wrong_input_is_one_line_and_writes_nothing(words, message, folder, tmp_path):
+def test_wrong_input_is_one_line_and_writes_nothing(words, message, text_model, tmp_path):
     with pytest.raises(UserError) as refused:
-        train(folder, *words)
+        train(text_model, *words)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
     assert list(tmp_path.iterdir()) == []
