@@ -79,8 +79,8 @@ MEZO = (
     "--task_name Copa --output_dir out/checkpoints --tag mezo-ft-20000-16-1e-5-1e-3-0 --train_set_seed 0"
     " --num_train 10 --num_dev 6 --num_eval 8 --logging_steps 10 --max_steps 4 --trainer zo --load_bfloat16"
     " --learning_rate 1e-2 --zo_eps 1e-3 --per_device_train_batch_size 16 --lr_scheduler_type constant"
-    " --load_best_model_at_end --evaluation_strategy steps --save_strategy steps --save_total_limit 1 --eval_steps 2 --save_steps 2"
-    " --train_as_classification --train_as_classification False"
+    " --load_best_model_at_end --evaluation_strategy steps --save_strategy steps --save_total_limit 1"
+    " --eval_steps 2 --save_steps 2 --train_as_classification --train_as_classification False"
 )
 ICL = "--task_name RTE --output_dir out/checkpoints --tag icl --num_train 3 --num_eval 5 --load_float16 --verbose"
 
