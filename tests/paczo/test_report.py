@@ -203,6 +203,25 @@ def test_an_empty_project_has_a_report_of_missing_cells(tmp_path):
     assert "<svg" not in web
 
 
+def test_runs_without_scores_and_flat_files_are_passed_over(tmp_path):
+    path = write_run(tmp_path / "runs", "sst2_1p3b_ft_paczpl_s0", 0.5) / "metrics.json"
+    metrics = json.loads(path.read_text())
+    path.write_text(json.dumps({**metrics, "after": {"dev": {}, "test": {}}}))
+    (tmp_path / "runs/flat").mkdir()
+    (tmp_path / "runs/flat/metrics.json").write_text('{"accuracy": 0.5, "dev_accuracy": 0.5}')
+    text, _ = page(tmp_path)
+    assert "sst2_1p3b_ft_paczpl_s0" not in text
+    assert "| flat |" not in text
+
+
+def test_other_runs_say_their_track_and_that_they_trained_on_the_dev_set(tmp_path):
+    path = write_run(tmp_path / "runs", "sst2_1p3b_ft_paczpl_s0", 0.5, train_on="dev", prefix_tuning=True)
+    metrics = json.loads((path / "metrics.json").read_text())
+    (path / "metrics.json").write_text(json.dumps({**metrics, "label": "trained on the public dev set"}))
+    others = page(tmp_path)[0].split("## Runs with other settings")[1]
+    assert "| SST2 opt-1.3b prefix | pac-zpl, trained on the public dev set |" in others
+
+
 def test_damaged_results_are_one_line(tmp_path):
     path = write_run(tmp_path / "runs", "sst2_1p3b_ft_paczpl_s0", 0.5) / "metrics.json"
     path.write_text("{}")

@@ -264,6 +264,38 @@ def test_the_best_checkpoint_is_by_f1_for_squad_and_by_loss_for_sst2():
     assert (SQUAD.metric_for_best_model, SST2.metric_for_best_model) == ("eval_f1", "eval_loss")
 
 
+# As README shows it.
+A_TASK = """
+from src import tasks, templates
+from src.rows import Source
+
+class Spam(templates.Template):
+    words = (" no", " yes")
+    classes = ("ham", "spam")
+    calibration = "Is this spam?"
+
+    def prompt(self, row):
+        return f"{templates.text(row, 'sms')} Is this spam?"
+
+tasks.TASKS["spam"] = tasks.Task("Spam", Spam(), Source("ucirvine/sms_spam"), num_dev=100)
+"""
+
+
+def test_a_task_of_ones_own_is_fifteen_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr("src.tasks.TASKS", dict(TASKS))
+    exec(A_TASK, {})
+    assert len([line for line in A_TASK.splitlines() if line.strip()]) <= 15
+    (tmp_path / "spam").mkdir()
+    for split in ("train", "validation"):
+        lines = [json.dumps({"sms": f"film {i}", "label": i % 2}) for i in range(8)]
+        (tmp_path / "spam" / f"{split}.jsonl").write_text("\n".join(lines))
+    task = get_task("Spam")
+    splits = task.splits(str(tmp_path), num_train=4, num_dev=2, num_eval=3, train_set_seed=0)
+    objective = task.objective(make_model("opt"), make_tokenizer(), splits.train)
+    assert objective.losses().shape == (4,)
+    assert task.num_dev == 100
+
+
 def test_json_is_whole_or_not_there(tmp_path):
     path = tmp_path / "metrics.json"
     write_json(path, {"a": 1})
