@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from baselines.dp_zo import DPArguments, DPZOTrainer
-from src.running import RunArguments, run
-from src.utils import Parser, run_cli
+from src.command import command
+from src.utils import run_cli
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run from the command line; raises `UserError` before anything is written where the input is wrong."""
-    settings, args = Parser((RunArguments, DPArguments)).parse(argv)
-    run(settings, args, DPZOTrainer, argv)
+    command(DPArguments, DPZOTrainer, argv)
 
 
 if __name__ == "__main__":

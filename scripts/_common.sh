@@ -1,12 +1,15 @@
 # Sourced by every cell script: sets the project up, then runs the cell from the variables the script has set.
 #
 #   SMOKE=1        shrinks the run; SMOKE_STEPS, SMOKE_EVAL (steps between evaluations), SMOKE_NTRAIN,
-#                  SMOKE_NDEV, SMOKE_NEVAL, SMOKE_NEW_TOKENS (of a generated answer) and SMOKE_K (directions
-#                  a step, at most) say how far
+#                  SMOKE_NDEV, SMOKE_NEVAL, SMOKE_NEW_TOKENS (of a generated answer), SMOKE_K (directions a
+#                  step, at most) and SMOKE_BATCH (tokens of a micro-batch) say how far
 #   DRY_RUN=1      prints the command and runs nothing
 #   DATA_DIR       folder with <task>/<split>.jsonl; unset: the Hugging Face hub
-#   LOSS           train_as_classification (SST2), non_diff (SQuAD) or only_train_option
-#   RUN_ID         name of the folder in result/runs
+#   LOSS           train_as_classification, non_diff (SQuAD, DROP), only_train_option or full_text
+#   SEED           of the draw of train, dev and test samples; RUN_SEED: of directions, adapters and membership
+#   NUM_DEV=0      no dev set: the model after the last step is tested
+#   TRAIN_ON=dev   trains on the public dev set alone, a baseline
+#   RUN_ID         name of the folder in OUT_BASE, which is result/runs
 #   OVERWRITE=1    replaces the run in that folder
 #   RESUME=1       goes on with the interrupted run in that folder
 #   NUM_GPUS       processes that share the samples, one a GPU
@@ -27,6 +30,7 @@ if [ -n "${DATA_DIR:-}" ]; then
     export DATA_DIR
 fi
 if [ -n "${MODEL:-}" ]; then MODEL=$(absolute "$MODEL"); fi
+case "${OUT_BASE:=result/runs}" in /* | result/runs) ;; *) OUT_BASE=$PWD/$OUT_BASE ;; esac
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$ROOT"
@@ -51,10 +55,14 @@ run_module() {
     TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-true} exec "$PYTHON" -m "$@"
 }
 
-# Smaller numbers for a check. A generated token costs far more than a scored one, so SQuAD gets fewer samples.
+# Smaller numbers for a check. A generated token costs far more than a scored one, so such tasks get fewer samples;
+# of the others all but SST2 have two dozen rows of sample data.
 shrink() {
-    local train=32 held_out=16
-    if [ "$TASK" = SQuAD ]; then train=4 held_out=2; fi
+    local train=8 held_out=4
+    case "$TASK" in
+        SST2 | sst2) train=32 held_out=16 ;;
+        SQuAD | squad | DROP | drop) train=4 held_out=2 ;;
+    esac
     STEPS=${SMOKE_STEPS:-3}
     EVAL_STEPS=${SMOKE_EVAL:-$STEPS}
     NUM_TRAIN=${SMOKE_NTRAIN:-$train}
@@ -72,6 +80,9 @@ need() {
     for name in "$@"; do [ -n "${!name:-}" ] || fail "$chosen needs $name, which this script does not set"; done
 }
 
+# Whether there is a dev set to choose the best checkpoint by.
+has_dev() { [ "$NUM_DEV" != 0 ] && [ "${TRAIN_ON:-train}" = train ]; }
+
 # Each of these adds options to the array of its caller.
 pac_options() {
     need "METHOD=$METHOD" PAC_M PAC_K CLIP
@@ -83,22 +94,26 @@ pac_options() {
         pac-zpl) options+=(--pac_zpl) ;;
         non-private) options+=(--no_privacy --ablation "${ABLATION:-none}") ;;
     esac
-    options+=(--pac_m "$PAC_M" --pac_k "$PAC_K" --pac_clip "$CLIP" --pac_load_best_dev)
+    options+=(--pac_m "$PAC_M" --pac_k "$PAC_K" --pac_clip "$CLIP")
+    if has_dev; then options+=(--pac_load_best_dev); fi
     if [ -n "${SECRET_SEED:-}" ]; then options+=(--pac_secret_seed "$SECRET_SEED"); fi
 }
 
 dp_options() {
     need "METHOD=$METHOD" DP_K EPSILON DELTA SAMPLE_RATE CLIP
     options+=(--dp_k "$DP_K" --dp_epsilon "$EPSILON" --dp_delta "$DELTA" --dp_sample_rate "$SAMPLE_RATE")
-    options+=(--dp_clip "$CLIP" --dp_load_best_dev)
+    options+=(--dp_clip "$CLIP")
+    if has_dev; then options+=(--dp_load_best_dev); fi
     if [ -n "${SECRET_SEED:-}" ]; then options+=(--dp_secret_seed "$SECRET_SEED"); fi
 }
 
 task_options() {
     case "$LOSS" in
         train_as_classification | non_diff | only_train_option) options+=("--$LOSS") ;;
-        *) fail "LOSS=$LOSS is unknown: use train_as_classification, non_diff or only_train_option" ;;
+        full_text) options+=(--only_train_option False) ;;
+        *) fail "LOSS=$LOSS is unknown: use train_as_classification, non_diff, only_train_option or full_text" ;;
     esac
+    if [ "${TRAIN_ON:-train}" != train ]; then options+=(--train_on "$TRAIN_ON"); fi
     if [ -n "${MAX_NEW_TOKENS:-}" ]; then options+=(--max_new_tokens "$MAX_NEW_TOKENS"); fi
     case "$TRACK" in
         lora)
@@ -115,6 +130,7 @@ run_cell() {
     if on SMOKE; then
         shrink
         options+=(--smoke)
+        if [ -n "${SMOKE_BATCH:-}" ]; then options+=(--token_budget "$SMOKE_BATCH"); fi
     fi
     if on OVERWRITE; then options+=(--overwrite_output_dir); fi
     if on RESUME; then options+=(--resume_from_checkpoint True); fi
@@ -132,10 +148,10 @@ run_cell() {
     esac
     if [ "${NUM_GPUS:-1}" != 1 ]; then launcher=(scripts.launch "$NUM_GPUS"); fi
     run_module ${launcher[@]+"${launcher[@]}"} "$module" \
-        --output_dir "result/runs/$RUN_ID" \
+        --output_dir "$OUT_BASE/$RUN_ID" \
         --task_name "$TASK" --model_name "$MODEL" --dtype "$DTYPE" --opt_bos "$OPT_BOS" \
         --num_train "$NUM_TRAIN" --num_dev "$NUM_DEV" --num_eval "$NUM_EVAL" \
-        --train_set_seed "$SEED" --seed "$SEED" \
+        --train_set_seed "$SEED" --seed "$RUN_SEED" \
         --max_steps "$STEPS" --learning_rate "$LR" --lr_scheduler_type "$LR_SCHEDULE" --zo_eps "$ZO_EPS" \
         --eval_steps "$EVAL_STEPS" --save_total_limit 3 --logging_steps "$LOGGING_STEPS" \
         --report_to "$REPORT_TO" \

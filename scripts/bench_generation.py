@@ -18,7 +18,7 @@ from scripts.bench_tools import machine, save, shown, timed
 from src.engine.decoding import stop_tokens
 from src.models import load_model
 from src.objectives import GenerationF1
-from src.tasks import SQuAD
+from src.tasks import get_task
 from src.utils import PRECISIONS, Parser, UserError, encode, read_jsonl, run_cli
 
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.dtype not in PRECISIONS:
         raise UserError(f"unknown dtype '{args.dtype}': use {', '.join(PRECISIONS)}")
     rows = read_jsonl(Path(args.data_dir) / "squad" / "validation.jsonl")[: args.n]
-    samples = [SQuAD().sample(row) for row in rows]
+    samples = [get_task("SQuAD").sample(row) for row in rows]
     prompts = [sample.prompt for sample in samples]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, tokenizer = load_model(args.model, PRECISIONS[args.dtype], device)

@@ -1,57 +1,30 @@
-"""Tasks: where their rows come from, and how a run draws its train, dev and evaluation samples.
+"""Tasks: what is asked, how a run draws its train, dev and test samples, and what scores them.
 
-A task is one class here and one template in `src/templates.py`.
+A task is one class in `src/templates.py` and one line of `TASKS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from src import templates
 from src.objectives import AnswerLikelihood, CandidateScoring, GenerationF1, Objective
-from src.templates import SQuADTemplate, SST2Template
-from src.utils import UserError, one_line, read_jsonl
+from src.rows import Rows, Source, draw, draw_train, hub_rows, local_rows, source_rows, with_labels
+from src.samples import DEFAULT_LIMITS, PLAIN, Limits, Sample, Scoring
+from src.templates import Template
+from src.utils import UserError
 
-# Ways to make a loss of a sample; each is also the name of the flag that chooses it.
-LOSSES = ("train_as_classification", "non_diff", "only_train_option")
+__all__ = ["LOSSES", "TASKS", "Limits", "Sample", "Scoring", "Splits", "Task", "draw", "get_task", "hub_rows"]
 
-
-@dataclass(frozen=True)
-class Sample:
-    """One example.
-
-    Attributes:
-        prompt: the text before the answer.
-        answers: every right continuation; likelihood training uses the first.
-        candidates: what a classification chooses among, the right one included; empty for free text.
-    """
-
-    prompt: str
-    answers: tuple[str, ...]
-    candidates: tuple[str, ...] = ()
-
-    @property
-    def answer(self) -> str:
-        return self.answers[0]
-
-    @property
-    def label(self) -> int:
-        """Index of the right candidate."""
-        return self.candidates.index(self.answer)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Tokens of a micro-batch at most, None for the device's default, and of a generated answer."""
-
-    token_budget: int | None = None
-    max_new_tokens: int = 50
+# Ways to make a loss of a sample: a classification over the continuations, minus the F1 of the generated answer,
+# the likelihood of the right continuation, or of the whole text with it.
+LOSSES = ("train_as_classification", "non_diff", "only_train_option", "full_text")
 
 
 @dataclass(frozen=True)
@@ -61,189 +34,230 @@ class Splits:
     test: list[Sample]
 
 
+@dataclass(frozen=True)
 class Task:
-    """A data set and its template. Subclasses name the hub's data set and turn a row into a `Sample`.
+    """A data set and its template.
 
-    `own_loss` is the loss that the paper trains on; evaluation always uses its objective.
+    Attributes:
+        name: as in the sources.
+        template: how a row becomes text.
+        source: where the rows lie on the hub.
+        num_dev: dev samples of the recipe.
     """
 
-    name: ClassVar[str]
-    folder: ClassVar[str]
-    hub: ClassVar[tuple[str, str | None]]
-    own_loss: ClassVar[str]
-    metric_for_best_model: ClassVar[str] = "eval_loss"
+    name: str
+    template: Template
+    source: Source
+    num_dev: int = 500
+
+    @property
+    def folder(self) -> str:
+        """Below DATA_DIR."""
+        return self.name.lower()
+
+    @property
+    def generates(self) -> bool:
+        """Whether answers are free text."""
+        return isinstance(self.template, templates.FreeText)
+
+    @property
+    def metric_for_best_model(self) -> str:
+        return "eval_f1" if self.generates else "eval_loss"
 
     def sample(self, row: Mapping[str, Any]) -> Sample:
-        raise NotImplementedError
+        """The row as texts, without white space at their beginning and spaces at their end.
 
-    def objective(
-        self,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        samples: list[Sample],
-        limits: Limits = Limits(),
-    ) -> Objective:
-        """What the task is scored by; its losses are those of `own_loss`."""
-        raise NotImplementedError
+        Of equal continuations the first counts as the right one.
+
+        Raises:
+            KeyError, TypeError, AttributeError, ValueError: the row is not as the task's rows are.
+        """
+        found = [continuation.rstrip(" ") for continuation in self.template.continuations(row)]
+        right = [found.index(found[index]) for index in self.template.right(row)]
+        return Sample(
+            prompt=self.template.prompt(row).lstrip().rstrip(" "),
+            continuations=tuple(found),
+            right=frozenset(right),
+            label=right[0],
+            answers=tuple(self.template.answers(row)),
+            sfc_prompt=self.template.sfc_prompt(row),
+        )
 
     def check_loss(self, name: str) -> None:
         """Raises `UserError` unless the task can be trained on the loss called `name`."""
-        known = (self.own_loss, "only_train_option")
-        if name not in known:
-            raise UserError(f"{self.name} has no loss {name}: use {' or '.join(f'--{loss}' for loss in known)}")
+        lacking = "train_as_classification" if self.generates else "non_diff"
+        if name == lacking:
+            known = [f"--{loss}" for loss in LOSSES[:3] if loss != lacking]
+            raise UserError(f"{self.name} has no loss {name}: use {' or '.join(known)}")
 
     def training_objective(
         self,
         loss: str,
         model: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
-        samples: list[Sample],
-        limits: Limits = Limits(),
+        samples: Sequence[Sample],
+        limits: Limits = DEFAULT_LIMITS,
     ) -> Objective:
-        """Per-sample losses by one of `LOSSES`; `only_train_option` is the answer's negative log-likelihood."""
+        """Per-sample losses by one of `LOSSES`."""
         self.check_loss(loss)
-        if loss == "only_train_option":
-            return self.likelihood(model, tokenizer, samples, limits)
-        return self.objective(model, tokenizer, samples, limits)
+        if loss in ("train_as_classification", "non_diff"):
+            return self.objective(model, tokenizer, samples, limits)
+        return self.likelihood(model, tokenizer, samples, limits, whole=loss == "full_text")
 
     def likelihood(
         self,
         model: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
-        samples: list[Sample],
-        limits: Limits = Limits(),
-    ) -> Objective:
-        """Mean negative log-likelihood of the first right answer's tokens alone."""
-        prompts, answers = [s.prompt for s in samples], [s.answer for s in samples]
-        return AnswerLikelihood(model, tokenizer, prompts, answers, token_budget=limits.token_budget)
-
-    def splits(
-        self, data_dir: str | None, *, num_train: int, num_dev: int, num_eval: int, train_set_seed: int
-    ) -> Splits:
-        """The paper's draw: train and dev from the train split, test from the validation split.
-
-        `train_set_seed` permutes the train split; its first `num_train` rows are the training set and the
-        `num_dev` after them the dev set. The test set is at most `num_eval` rows of the validation split,
-        drawn with seed 0, so that it is the same in every run.
-        """
-        rows = self._rows("train", data_dir)
-        if len(rows) < num_train + num_dev:
-            raise UserError(
-                f"{self.name} has {len(rows)} training rows, fewer than num_train + num_dev ="
-                f" {num_train} + {num_dev}; lower NUM_TRAIN or NUM_DEV"
-            )
-        drawn = _draw(rows, num_train + num_dev, train_set_seed)
-        held_out = self._rows("validation", data_dir)
-        test = _draw(held_out, min(num_eval, len(held_out)), seed=0)
-        return Splits(
-            train=self._samples(drawn[:num_train]),
-            dev=self._samples(drawn[num_train:]),
-            test=self._samples(test),
+        samples: Sequence[Sample],
+        limits: Limits = DEFAULT_LIMITS,
+        *,
+        whole: bool = False,
+    ) -> AnswerLikelihood:
+        """Mean negative log-likelihood of the right continuation's tokens, or of the whole text's."""
+        return AnswerLikelihood(
+            model,
+            tokenizer,
+            [sample.prompt for sample in samples],
+            [sample.continuations[sample.label] for sample in samples],
+            token_budget=limits.token_budget,
+            separator="",
+            window=limits.window(model, tokenizer, limits.max_new_tokens if self.generates else 0),
+            whole=whole,
         )
 
-    def _samples(self, rows: Iterable[Mapping[str, Any]]) -> list[Sample]:
+    def objective(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        samples: Sequence[Sample],
+        limits: Limits = DEFAULT_LIMITS,
+        scoring: Scoring = PLAIN,
+    ) -> Objective:
+        """What the task is scored by: the F1 of generated answers, or cross-entropy over the continuations."""
+        self.check_calibration(scoring.calibration)
+        if not self.generates:
+            return _candidate_scoring(model, tokenizer, samples, limits, scoring)
+        before = scoring.demonstrations or [""] * len(samples)
+        return GenerationF1(
+            model,
+            tokenizer,
+            [text + sample.prompt for text, sample in zip(before, samples, strict=True)],
+            [list(sample.answers) for sample in samples],
+            limits.max_new_tokens,
+            token_budget=limits.token_budget,
+            window=limits.window(model, tokenizer, limits.max_new_tokens),
+            decoding=scoring.decoding,
+        )
+
+    def check_calibration(self, name: str) -> None:
+        """Raises `UserError` where the task knows no calibration."""
+        if name and self.generates:
+            raise UserError(f"{self.name} has no SFC calibration: it generates answers; drop --{name}")
+
+    def splits(
+        self, data_dir: str | None, *, num_train: int, num_dev: int, num_eval: int | None, train_set_seed: int
+    ) -> Splits:
+        """The sources' draw: train and dev from the train split, test from the validation split.
+
+        Args:
+            data_dir: folder with `<task>/<split>.jsonl`, None for the hub.
+            num_eval: test samples at most, drawn by `train_set_seed` too; None for the whole split.
+        """
+        rows = self.rows("train", data_dir)
+        train, dev = draw_train(self.name, len(rows), num_train, num_dev, train_set_seed)
+        return Splits(
+            self.samples(rows[int(i)] for i in train),
+            self.samples(rows[int(i)] for i in dev),
+            self.test(data_dir, num_eval, train_set_seed),
+        )
+
+    def train_sets(self, data_dir: str | None, count: int, seeds: Sequence[int]) -> list[list[Sample]]:
+        """The training samples that each of the seeds draws."""
+        rows = self.rows("train", data_dir)
+        return [self.samples(rows[int(i)] for i in draw(len(rows), count, seed)) for seed in seeds]
+
+    def test(self, data_dir: str | None, num_eval: int | None, seed: int) -> list[Sample]:
+        held_out = self.rows("validation", data_dir)
+        chosen = range(len(held_out)) if num_eval is None else draw(len(held_out), num_eval, seed)
+        return self.samples(held_out[int(index)] for index in chosen)
+
+    def samples(self, rows: Iterable[Mapping[str, Any]]) -> list[Sample]:
+        """Raises `UserError` where a row is not as expected."""
         try:
             return [self.sample(row) for row in rows]
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(f"a row of {self.name} is not as expected: {type(error).__name__} {error}") from error
 
-    def _rows(self, split: str, data_dir: str | None) -> list[dict[str, Any]]:
+    def rows(self, split: str, data_dir: str | None) -> Rows:
+        """The rows of "train" or "validation" that have a label, in the hub's order."""
+        template = self.template
         if data_dir:
-            return read_jsonl(Path(data_dir) / self.folder / f"{split}.jsonl")
-        return hub_rows(*self.hub, split)
+            found = local_rows(Path(data_dir) / self.folder, split)
+        else:
+            found = source_rows(self.source, split, template.label, template.classes)
+        return with_labels(found, self.source.labelled)
 
 
-def _draw(rows: list[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
-    order = np.random.default_rng(seed).permutation(len(rows))[:count]
-    return [rows[index] for index in order]
-
-
-def hub_rows(path: str, name: str | None, split: str) -> list[dict[str, Any]]:
-    try:
-        import datasets
-
-        return datasets.load_dataset(path, name, split=split).to_list()
-    except ImportError as error:
-        raise UserError("package 'datasets' is missing; install it or set DATA_DIR") from error
-    except Exception as error:  # the hub client raises a dozen unrelated types when it is offline
-        label = f"{path}/{name}" if name else path
-        reason = one_line(error)[:160]
-        raise UserError(f"cannot load {label} from the hub ({reason}); set DATA_DIR to a local copy") from error
-
-
-class SST2(Task):
-    """Stanford Sentiment Treebank, binary (GLUE): is a movie-review sentence positive?"""
-
-    name = "SST2"
-    folder = "sst2"
-    hub = ("nyu-mll/glue", "sst2")
-    own_loss = "train_as_classification"
-    template = SST2Template()
-
-    def sample(self, row: Mapping[str, Any]) -> Sample:
-        label = self.template.label(row)
-        if label not in (0, 1):
-            raise ValueError(f"label {label} is neither 0 nor 1")
-        candidates = self.template.candidates
-        return Sample(self.template.prompt(row), (candidates[label],), candidates)
-
-    def objective(
-        self,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        samples: list[Sample],
-        limits: Limits = Limits(),
-    ) -> Objective:
-        """Cross-entropy over the candidates' scores; nothing is generated."""
+def _candidate_scoring(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    samples: Sequence[Sample],
+    limits: Limits,
+    scoring: Scoring,
+) -> CandidateScoring:
+    def scored(asked: Sequence[tuple[str, str, Sample]], calibration: Any = None) -> CandidateScoring:
+        """Of what stands in front, prompt, and sample whose continuations are scored."""
         return CandidateScoring(
             model,
             tokenizer,
-            [sample.prompt for sample in samples],
-            [list(sample.candidates) for sample in samples],
-            [sample.label for sample in samples],
+            [prompt for _, prompt, _ in asked],
+            [sample.continuations for _, _, sample in asked],
+            [sample.label for _, _, sample in asked],
             token_budget=limits.token_budget,
+            right=[sample.right for _, _, sample in asked],
+            separator="",
+            before=[before for before, _, _ in asked] if any(before for before, _, _ in asked) else None,
+            window=limits.window(model, tokenizer),
+            calibration=calibration,
         )
 
-
-class SQuAD(Task):
-    """Stanford Question Answering Dataset 1.1: answer a question with a span of a paragraph."""
-
-    name = "SQuAD"
-    folder = "squad"
-    hub = ("rajpurkar/squad", None)
-    own_loss = "non_diff"
-    metric_for_best_model = "eval_f1"
-    template = SQuADTemplate()
-
-    def sample(self, row: Mapping[str, Any]) -> Sample:
-        answers = self.template.answers(row)
-        if not answers:
-            raise ValueError(f"question {row.get('id', row['question'])!r} has no answer")
-        return Sample(self.template.prompt(row), answers)
-
-    def objective(
-        self,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        samples: list[Sample],
-        limits: Limits = Limits(),
-    ) -> Objective:
-        """Minus the F1 of the greedily generated answer; it has no gradient, which no step here needs."""
-        return GenerationF1(
-            model,
-            tokenizer,
-            [sample.prompt for sample in samples],
-            [list(sample.answers) for sample in samples],
-            limits.max_new_tokens,
-            token_budget=limits.token_budget,
-        )
+    before = scoring.demonstrations or [""] * len(samples)
+    asked = [(text, sample.prompt, sample) for text, sample in zip(before, samples, strict=True)]
+    if not scoring.calibration:
+        return scored(asked)
+    shown = before if scoring.calibration == "icl_sfc" else [""] * len(samples)
+    keys = [(text, str(s.sfc_prompt), s.continuations) for text, s in zip(shown, samples, strict=True)]
+    distinct = dict(zip(keys, samples, strict=True))
+    place = {key: row for row, key in enumerate(distinct)}
+    other = scored([(text, prompt, sample) for (text, prompt, _), sample in distinct.items()])
+    return scored(asked, (other, [place[key] for key in keys]))
 
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (SST2, SQuAD)}
+_SUPER_GLUE = "aps/super_glue"
+TASKS: dict[str, Task] = {
+    task.name.lower(): task
+    for task in (
+        Task("SST2", templates.SST2(), Source("nyu-mll/glue", "sst2")),
+        Task("SST5", templates.SST5(), Source("SetFit/sst5")),
+        Task("TREC", templates.TREC(), Source("CogComp/trec", None, "test", "refs/convert/parquet")),
+        Task("MNLI", templates.NLI(), Source("nyu-mll/glue", "mnli", "validation_matched")),
+        Task("SNLI", templates.NLI(), Source("stanfordnlp/snli", "plain_text", labelled="label")),
+        Task("RTE", templates.RTE(), Source(_SUPER_GLUE, "rte")),
+        Task("CB", templates.CB(), Source(_SUPER_GLUE, "cb"), num_dev=100),
+        Task("BoolQ", templates.BoolQ(), Source("google/boolq")),
+        Task("MultiRC", templates.MultiRC(), Source(_SUPER_GLUE, "multirc")),
+        Task("WIC", templates.WIC(), Source(_SUPER_GLUE, "wic")),
+        Task("WSC", templates.WSC(), Source(_SUPER_GLUE, "wsc.fixed"), num_dev=100),
+        Task("Copa", templates.Copa(), Source(_SUPER_GLUE, "copa"), num_dev=100),
+        Task("ReCoRD", templates.ReCoRD(), Source(_SUPER_GLUE, "record")),
+        Task("SQuAD", templates.SQuAD(), Source("rajpurkar/squad")),
+        Task("DROP", templates.DROP(), Source("ucinlp/drop")),
+    )
+}
 
 
 def get_task(name: str) -> Task:
-    """The task called `name` (as in the cells, e.g. "SST2"); an unknown one raises `UserError`."""
-    if name not in TASKS:
-        raise UserError(f"unknown task '{name}'; known: {', '.join(TASKS)}")
-    return TASKS[name]()
+    """The task called `name`, in upper or lower case; an unknown one raises `UserError`."""
+    if name.lower() not in TASKS:
+        raise UserError(f"unknown task '{name}'; known: {', '.join(task.name for task in TASKS.values())}")
+    return TASKS[name.lower()]

@@ -34,8 +34,15 @@ class Parser(HfArgumentParser):
 
     def parse(self, argv: Sequence[str] | None) -> tuple[Any, ...]:
         """Dataclass instances of `argv` (None: the process's own); raises `UserError` for anything wrong."""
+        return self._parsed(None if argv is None else list(argv))
+
+    def parse_known(self, argv: Sequence[str]) -> Any:
+        """The first dataclass of `argv`, whatever else is in it; raises `UserError` for a wrong value."""
+        return self._parsed(list(argv), return_remaining_strings=True)[0]
+
+    def _parsed(self, argv: list[str] | None, **kwargs: Any) -> tuple[Any, ...]:
         try:
-            return self.parse_args_into_dataclasses(args=None if argv is None else list(argv))
+            return self.parse_args_into_dataclasses(args=argv, **kwargs)
         except UserError:
             raise
         except ValueError as error:

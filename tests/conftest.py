@@ -1,4 +1,4 @@
-"""Fixtures: a tiny tokenizer, and where the real data lies."""
+"""Fixtures: a tiny tokenizer, a tiny model, and where data lies."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from builders import make_tokenizer
+from builders import make_tokenizer, save_text_model
 from transformers import PreTrainedTokenizerFast
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -15,6 +15,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
     return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def text_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A local folder with a tiny model that reads any text."""
+    return save_text_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def sample_data_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Tasks read the project's sample data, and relative paths lie in a folder of the test."""
+    monkeypatch.setenv("DATA_DIR", str(Path(__file__).resolve().parents[1] / "src" / "sample_data"))
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,8 @@ STYLE = (
     "table{border-collapse:collapse;margin:1em 0}td,th{border:1px solid #bbb;padding:3px 8px;text-align:left}"
     "svg{max-width:100%;height:auto}"
 )
+# What a flat file of scores holds.
+FLAT = {"accuracy", "f1", "dev_accuracy", "dev_f1"}
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,15 @@ class Section:
 
 
 def load_results(folder: Path) -> list[Result]:
-    """Every finished run below `folder`; one that is no valid run raises `UserError` with its path."""
+    """Every finished run with scores below `folder`; one that is none raises `UserError` with its path."""
     found = []
     for path in sorted(folder.glob("*/metrics.json")):
         try:
             metrics = json.loads(path.read_text("utf-8"))
+            if metrics.get("after") and not metrics["after"].get("test"):
+                continue  # a run that was not to be evaluated
+            if metrics and metrics.keys() <= FLAT:
+                continue  # the sources' file of scores, beside the run's own
             found.append(Result(path.parent.name, metrics, path.parent))
             tables.score(found[-1])
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from paczo.bounds import epsilon_for_success, posterior_success, success_for_epsilon
-from paczo.cells import DP_METHODS, Cell, variables
+from paczo.cells import DP_METHODS, Cell
+from paczo.report.matching import is_cell
 
 Matched = dict[str, "Result"]
 # Percent, from arXiv 2605.06505: (task, model, track, method, nats) -> mean, standard deviation.
@@ -27,36 +28,6 @@ TABLE_3_NOTE = (
     "A budget in nats and an epsilon stand in one row where they allow a balanced membership attack the same"
     " success, to a hundredth; SST-2, OPT-1.3B, full fine-tuning."
 )
-
-# Variable of a cell's script -> the setting that it becomes, and the type of that.
-SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "TASK": ("task_name", str),
-    "LOSS": ("loss", str),
-    "MAX_NEW_TOKENS": ("max_new_tokens", int),
-    "MODEL": ("model_name", str),
-    "OPT_BOS": ("opt_bos", str),
-    "LORA_R": ("lora_r", int),
-    "LORA_ALPHA": ("lora_alpha", float),
-    "MI": ("pac_mi", float),
-    "ABLATION": ("ablation", str),
-    "PAC_M": ("pac_m", int),
-    "PAC_K": ("pac_k", int),
-    "DP_K": ("dp_k", int),
-    "EPSILON": ("dp_epsilon", float),
-    "DELTA": ("dp_delta", float),
-    "SAMPLE_RATE": ("dp_sample_rate", float),
-    "LR": ("learning_rate", float),
-    "LR_SCHEDULE": ("lr_scheduler_type", str),
-    "STEPS": ("max_steps", int),
-    "EVAL_STEPS": ("eval_steps", int),
-    "ZO_EPS": ("zo_eps", float),
-    "NUM_TRAIN": ("num_train", int),
-    "NUM_DEV": ("num_dev", int),
-    "NUM_EVAL": ("num_eval", int),
-    "SEED": ("seed", int),
-}
-DEFAULTS = {"smoke": False, "zo_inplace": False, "weight_decay": 0.0}
-PAC_DEFAULTS = {"pac_adaptive_mi": True, "pac_disjoint_pairs": False, "pac_sampling_rate": None}
 
 
 @dataclass(frozen=True)
@@ -98,23 +69,6 @@ def match(rows: list[Cell], results: list[Result]) -> Matched:
         for cell in rows
         if cell["run_id"] in by_name and is_cell(cell, by_name[cell["run_id"]].metrics["configuration"])
     }
-
-
-def is_cell(cell: Cell, found: dict[str, Any]) -> bool:
-    """Whether a run's settings are those that the cell's script shows, and the defaults for the rest."""
-    shown = dict(variables(cell))
-    wanted: dict[str, Any] = {name: read(shown[v]) for v, (name, read) in SETTINGS.items() if v in shown}
-    wanted |= {"train_set_seed": int(cell["seed"]), "lora": cell["track"] == "lora", **DEFAULTS}
-    if cell["method"] in DP_METHODS:
-        wanted["dp_clip"] = float(cell["clip"])
-    else:
-        wanted |= {
-            "pac_clip": float(cell["clip"]),
-            "pac_zpl": cell["method"] == "pac-zpl",
-            "no_privacy": cell["method"] == "non-private",
-            **PAC_DEFAULTS,
-        }
-    return all(name in found and found[name] == value for name, value in wanted.items())
 
 
 def summary(members: list[Cell], matched: Matched) -> tuple[str, str]:
@@ -266,12 +220,15 @@ def other_runs(results: list[Result]) -> Table:
         found, privacy = result.metrics["configuration"], result.metrics["privacy"]
         bound = privacy.get("posterior_success_bound")
         share = unanimity(result.metrics)
-        track = "lora" if found["lora"] else "ft"
+        tracks = ("lora", "prefix_tuning", "head_tuning")
+        track = next((name.removesuffix("_tuning") for name in tracks if found.get(name)), "ft")
         lines.append(
             (
                 result.name + (" (smoke)" if found.get("smoke") else ""),
                 f"{found['task_name']} {found['model_name'].rpartition('/')[2]} {track}",
-                privacy["mechanism"] + ("" if privacy["private"] else " (not private)"),
+                privacy["mechanism"]
+                + ("" if privacy["private"] else " (not private)")
+                + (f", {result.metrics['label']}" if "label" in result.metrics else ""),
                 f"{found['learning_rate']:g}",
                 str(result.metrics["steps"]),
                 f"{score(result):.2f}",

@@ -1,4 +1,4 @@
-"""Greedy generation of many short answers from prompts of different lengths.
+"""Generation of many short answers from prompts of different lengths, greedy unless asked otherwise.
 
 Prompts that begin alike, as questions about one paragraph or behind one system prompt do, share the pass over what
 they have in common. Batches are of rows of like length and as large as the budget allows, since each takes as many
@@ -8,6 +8,8 @@ steps as its longest answer; rows that are done leave early.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,68 @@ from src.engine.packing import attention_window
 LEAVING_SHARE = 0.1
 # Prompts share a pass where at least so many tokens are the same, and a group shrinks by at most this share.
 LEAST_SHARED, KEPT_SHARE = 16, 0.8
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How an answer is generated. Other than greedy decoding is the library's, one prompt at a time.
+
+    Attributes:
+        eos_token: text whose last token ends an answer; a line break ends it in whatever token it stands.
+        sampling, temperature, top_k, top_p, num_beams: as in the library's `generate`.
+        seed: of the samples.
+    """
+
+    eos_token: str = "\n"
+    sampling: bool = False
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 0.95
+    num_beams: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.eos_token:
+            raise ValueError("eos_token is empty")
+        bad_k = self.top_k is not None and self.top_k < 1
+        if bad_k or self.num_beams < 1 or not self.temperature > 0 or not 0 < self.top_p <= 1:
+            raise ValueError("num_beams and top_k must be at least 1, temperature positive, top_p in (0, 1]")
+
+    @property
+    def greedy(self) -> bool:
+        return not self.sampling and self.num_beams == 1
+
+
+GREEDY = Decoding()
+
+
+@torch.no_grad()
+def library_tokens(
+    model: Any, prompts: Sequence[Sequence[int]], decoding: Decoding, *, max_new_tokens: int, stops: Tensor
+) -> Tensor:
+    """Continuations by the library's `generate`: int64 (rows, max_new_tokens), -1 behind a row's end."""
+    device = next(model.parameters()).device
+    chosen = {"temperature": decoding.temperature, "top_k": decoding.top_k or 0, "top_p": decoding.top_p}
+    ends = stops.nonzero()[:, 0].tolist()
+    result = torch.full((len(prompts), max_new_tokens), -1, device=device)
+    with torch.random.fork_rng():
+        torch.manual_seed(decoding.seed)
+        for row, prompt in enumerate(prompts):
+            ids = torch.tensor([list(prompt)], device=device)
+            output = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=max_new_tokens,
+                do_sample=decoding.sampling,
+                num_beams=decoding.num_beams,
+                eos_token_id=ends,
+                pad_token_id=ends[0],
+                **(chosen if decoding.sampling else {}),
+            )
+            new = output[0, len(prompt) :]
+            length = int((~stops[new]).long().cumprod(0).sum())
+            result[row, :length] = new[:length]
+    return result
 
 
 @torch.no_grad()
@@ -196,12 +260,15 @@ def decoded(tokenizer: PreTrainedTokenizerBase, tokens: Tensor) -> list[str]:
     return tokenizer.batch_decode([row[row >= 0] for row in rows], skip_special_tokens=True)
 
 
-def stop_tokens(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Tensor:
-    """bool (V,): the end-of-text token and every token whose text holds a newline."""
+def stop_tokens(tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_token: str = "\n") -> Tensor:
+    """bool (V,): the end-of-text token, and all with a line break, or the last one of another `eos_token`."""
     count = min(vocab_size, len(tokenizer))
     stops = torch.zeros(vocab_size, dtype=torch.bool)
-    texts = tokenizer.batch_decode([[index] for index in range(count)])
-    stops[:count] = torch.tensor(["\n" in text for text in texts])
+    if eos_token == "\n":
+        texts = tokenizer.batch_decode([[index] for index in range(count)])
+        stops[:count] = torch.tensor(["\n" in text for text in texts])
+    else:
+        stops[tokenizer(eos_token, add_special_tokens=False)["input_ids"][-1]] = True
     if tokenizer.eos_token_id is not None:
         stops[tokenizer.eos_token_id] = True
     return stops

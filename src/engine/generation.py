@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from src.engine.batching import Indices, ScoredSequence, TokenTable
-from src.engine.decoding import decoded, generate_tokens, stop_tokens
+from src.engine.decoding import GREEDY, Decoding, decoded, generate_tokens, library_tokens, stop_tokens
+from src.engine.encoding import Window
 from src.engine.objective import Objective, Samples, as_rows
 from src.metrics import f1_score
 from src.utils import encode
@@ -27,10 +29,11 @@ class GenerationF1(Objective):
     Args:
         model, tokenizer, prompts, token_budget: as for `CandidateScoring`; the budget counts the new tokens too.
         answers: N lists of gold answers.
+        window: how many tokens a prompt may have; None for the model's positions, with room for the answer.
+        decoding: other than greedy is for evaluation: its losses are a matter of chance, or slow.
 
     Raises:
-        ValueError: lengths differ, a prompt or a list of answers is empty, or a prompt and its answer are longer
-            than the model's positions.
+        ValueError: lengths differ, a prompt or a list of answers is empty, or a prompt does not fit the window.
     """
 
     may_be_zero = True
@@ -44,6 +47,8 @@ class GenerationF1(Objective):
         max_new_tokens: int = 50,
         *,
         token_budget: int | None = None,
+        window: Window | None = None,
+        decoding: Decoding = GREEDY,
     ) -> None:
         super().__init__(model, len(prompts), token_budget)
         if token_budget is None and self.device.type != "cuda":
@@ -55,33 +60,34 @@ class GenerationF1(Objective):
         self.tokenizer = tokenizer
         self.answers = [list(golds) for golds in answers]
         self.max_new_tokens = max_new_tokens
-        encoded = list(encode(tokenizer, prompts))
-        longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-        for index, (ids, golds) in enumerate(zip(encoded, self.answers, strict=True)):
+        self.decoding = decoding
+        window = window or Window(model, tokenizer, reserved=max_new_tokens)
+        sequences = []
+        for index, (ids, golds) in enumerate(zip(encode(tokenizer, prompts), self.answers, strict=True)):
             if not ids or not golds:
                 raise ValueError(f"sample {index} has no {'gold answer' if ids else 'prompt'}")
-            if longest is not None and len(ids) + max_new_tokens > longest:
-                needed = f"{len(ids)} tokens and {max_new_tokens} new ones"
-                raise ValueError(f"sample {index} has {needed}, the model takes {longest}")
-        self._table = TokenTable([ScoredSequence(ids, len(ids)) for ids in encoded], self.device)
+            sequences.append(ScoredSequence(ids, len(ids)))
+        self._table = TokenTable([window.cut(i, s) for i, s in enumerate(sequences)], self.device)
+        window.warn(sum(window.too_long(s.ids) for s in sequences), len(sequences))
         self.num_tokens = self._table.num_tokens
-        self._stops = stop_tokens(tokenizer, int(model.config.vocab_size)).to(self.device)  # type: ignore[union-attr, arg-type]
+        vocabulary = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+        self._stops = stop_tokens(tokenizer, vocabulary, decoding.eos_token).to(self.device)
 
     def texts(self, samples: Samples | None = None) -> list[str]:
         """The answers, in sample order or in that of `samples`."""
         rows = as_rows(samples)
         chosen = np.arange(len(self)) if rows is None else rows
-        tokens = self._pass(
-            lambda budget: generate_tokens(
-                self.model,
-                self._table,
-                chosen,
-                max_new_tokens=self.max_new_tokens,
-                stops=self._stops,
-                token_budget=budget,
-            )
-        )
-        return [text.split("\n")[0].strip() for text in decoded(self.tokenizer, tokens)]
+        answers = decoded(self.tokenizer, self._pass(lambda budget: self._generate(chosen, budget)))
+        if self.decoding.eos_token == "\n":
+            answers = [text.split("\n")[0] for text in answers]
+        return [text.strip() for text in answers]
+
+    def _generate(self, rows: Indices, budget: int) -> Tensor:
+        limits: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "stops": self._stops}
+        if self.decoding.greedy:
+            return generate_tokens(self.model, self._table, rows, token_budget=budget, **limits)
+        prompts = [self._table.ids[row, : self._table.ends[row]].tolist() for row in rows]
+        return library_tokens(self.model, prompts, self.decoding, **limits)
 
     def losses(self, samples: Samples | None = None) -> Tensor:
         return self._spread(self._losses, as_rows(samples))

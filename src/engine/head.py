@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -34,6 +35,19 @@ def scored_logits(
             return model(input_ids=batch.input_ids, use_cache=False).logits
         with packed(model, layout):
             return model(input_ids=batch.input_ids, position_ids=layout.position_ids, use_cache=False).logits
+
+
+@torch.no_grad()
+def head_inputs(model: nn.Module, batch: MicroBatch) -> Tensor:
+    """What the head sees at the scored positions, (P, hidden), in the model's dtype."""
+    seen: list[Tensor] = []
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    hook = head.register_forward_hook(lambda _module, args, _output: seen.append(args[0]))
+    try:
+        scored_logits(model, batch, torch.zeros(1, dtype=torch.int64, device=batch.positions.device))
+    finally:
+        hook.remove()
+    return seen[0]
 
 
 @contextmanager

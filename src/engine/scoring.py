@@ -15,7 +15,7 @@ from src.engine.batching import Indices, MicroBatch, ScoredSequence, TokenTable,
 from src.engine.head import restricted_head, scored_logits, token_log_probs
 from src.engine.layers import FrozenFront
 from src.engine.packing import can_pack
-from src.engine.segments import Segments, wide
+from src.engine.segments import Segments, spans_of, wide
 
 # Logits over the whole vocabulary that are held at once, in float32.
 MOST_LOGITS = 1 << 27
@@ -59,8 +59,12 @@ class Scorer:
         self.model = model
         self.device = device
         self.width = max(len(group) for group in groups)
-        counts = np.array([len(group) for group in groups])
-        self.present = torch.from_numpy(np.arange(self.width) < counts[:, None]).to(device)
+        tokens = np.zeros((len(groups), self.width), dtype=np.int64)
+        for row, group in enumerate(groups):
+            tokens[row, : len(group)] = [len(s.ids) - s.start for s in group]
+        # int64 (samples, most candidates): scored tokens of each candidate, 0 where there is none.
+        self.scored_tokens = torch.from_numpy(tokens).to(device)
+        self.present = self.scored_tokens > 0
         self._packs = self.packable and can_pack(model, max(len(s.ids) for group in groups for s in group))
         self.front = FrozenFront(model)
         self._plans: dict[str, tuple[tuple[int, bytes | None], list[Any]]] = {}
@@ -151,11 +155,8 @@ class SequenceScorer(Scorer):
         present = self.present.cpu().numpy()
         members = np.where(present, (np.cumsum(counts) - counts)[:, None] + np.arange(self.width), 0)
         self._members = torch.from_numpy(members).to(device)  # each sample's sequences, 0 where there is none
-        lengths = [float(len(s.ids) - s.start) for s in flat]
-        self.lengths = torch.tensor(lengths, device=device)
-        # As many tokens as are scored, on average, in MOST_LOGITS logits.
-        vocabulary = int(getattr(getattr(model, "config", None), "vocab_size", 1))
-        self._most_tokens = max(1, int(MOST_LOGITS / vocabulary * self.num_tokens / sum(lengths)))
+        self.lengths = self.scored_tokens[self.present].float()
+        self._most_tokens = tokens_for_logits(model, self.num_tokens, int(self.scored_tokens.sum()))
 
     def _make_plan(self, token_budget: int, rows: Indices | None) -> list[MicroBatch]:
         token_budget = min(token_budget, self._most_tokens)
@@ -212,35 +213,37 @@ class BranchScorer(Scorer):
         # A prompt alone: its last state scores the candidates' first tokens.
         prompts = [ScoredSequence([*g[0].ids[: g[0].start], 0], g[0].start) for g in groups]
         self.table = TokenTable(prompts, device, drop_last=True)
-        longest = max(len(s.ids) - s.start for group in groups for s in group)
-        self.tails = np.zeros((len(groups), self.width, longest), dtype=np.int64)
-        self.tail_lengths = np.zeros((len(groups), self.width), dtype=np.int64)
+        self.tail_lengths = self.scored_tokens.cpu().numpy()
+        self.tails = np.zeros((*self.tail_lengths.shape, self.tail_lengths.max()), dtype=np.int64)
         for row, group in enumerate(groups):
             for column, sequence in enumerate(group):
-                tail = sequence.ids[sequence.start :]
-                self.tails[row, column, : len(tail)] = tail
-                self.tail_lengths[row, column] = len(tail)
+                self.tails[row, column, : len(sequence.ids) - sequence.start] = sequence.ids[sequence.start :]
         self._num_tokens = self.table.num_tokens + int(np.maximum(self.tail_lengths - 1, 0).sum())
+        self._most_tokens = tokens_for_logits(model, self.table.num_tokens, int(self.tail_lengths.sum()))
 
     @property
     def num_tokens(self) -> int:
         return self._num_tokens
 
     def _make_plan(self, token_budget: int, rows: Indices | None) -> list[tuple[MicroBatch, Tensor, Tensor]]:
+        """Micro-batches of prompts, each with tails (B, most candidates, longest) and their lengths."""
         # Candidates' copies of the prompt's keys and values count towards the budget.
-        share = max(1, token_budget // self.width)
+        share = max(1, min(token_budget // self.width, self._most_tokens))
         plan = []
         for batch in self.micro_batches(share, rows):
             chosen = batch.rows.cpu().numpy()
-            tails = torch.from_numpy(self.tails[chosen]).to(self.device)
-            plan.append((batch, tails, torch.from_numpy(self.tail_lengths[chosen]).to(self.device)))
+            lengths = self.tail_lengths[chosen]
+            width, longest = int((lengths > 0).sum(1).max()), int(lengths.max())
+            tails = torch.from_numpy(self.tails[chosen, :width, :longest]).to(self.device)
+            plan.append((batch, tails, torch.from_numpy(lengths[:, :width]).to(self.device)))
         return plan
 
     @torch.no_grad()
     def _scores(self, plan: list[tuple[MicroBatch, Tensor, Tensor]], rows: Indices | None) -> Tensor:
-        scores = torch.empty(self.present.shape, device=self.device)
-        for parts in plan:
-            scores[parts[0].rows] = self.piece_scores(Piece(parts[0].rows, parts)).float()
+        scores = torch.full(self.present.shape, float("-inf"), device=self.device)
+        for batch, *tails in plan:
+            found = self.piece_scores(Piece(batch.rows, (batch, *tails)))
+            scores[batch.rows, : found.shape[1]] = found.float()
         return scores if rows is None else scores[torch.from_numpy(rows).to(self.device)]
 
     def _make_pieces(self, token_budget: int, rows: Indices | None) -> list[Piece]:
@@ -264,19 +267,28 @@ class BranchScorer(Scorer):
             flat = tails.flatten(0, 1)
             prompt_mask = torch.arange(batch.input_ids.shape[1], device=self.device) < lengths[:, None]
             steps = torch.arange(longest - 1, device=self.device)
-            if watcher is not None:
-                shape = torch.Size([len(flat), longest - 1])
-                segments = Segments.rows(shape, slots.repeat_interleave(width), samples)
-                watcher.announce(segments, segments)
             tail_mask = torch.ones(len(flat), longest - 1, dtype=torch.bool, device=self.device)
-            logits = self.model(
-                input_ids=flat[:, :-1],
-                attention_mask=torch.cat([prompt_mask, tail_mask], dim=1).long(),
-                position_ids=lengths[:, None] + steps,
-                past_key_values=cache,
-                use_cache=True,
-            ).logits
-            token_scores = token_log_probs(logits.flatten(0, 1), flat[:, 1:].flatten()).view(len(flat), -1)
-            real = steps + 1 < tail_lengths.flatten()[:, None]
-            totals = totals + (token_scores * real).sum(1).view(samples, width)
+            rows, columns = (steps + 1 < tail_lengths.flatten()[:, None]).nonzero().T
+            if watcher is not None:
+                of_tail = slots.repeat_interleave(width)
+                tails_with, counts = torch.unique_consecutive(rows, return_counts=True)
+                scored = Segments(spans_of(counts.cpu().numpy()), of_tail[tails_with], samples)
+                watcher.announce(Segments.rows(flat[:, :-1].shape, of_tail, samples), scored)
+            with restricted_head(self.model, torch.stack([rows, columns])):
+                logits = self.model(
+                    input_ids=flat[:, :-1],
+                    attention_mask=torch.cat([prompt_mask, tail_mask], dim=1).long(),
+                    position_ids=lengths[:, None] + steps,
+                    past_key_values=cache,
+                    use_cache=True,
+                ).logits
+            following = totals.new_zeros(len(flat), longest - 1)
+            following[rows, columns] = token_log_probs(logits, flat[rows, columns + 1])
+            totals = totals + following.sum(1).view(samples, width)
         return (totals / tail_lengths.clamp(min=1)).masked_fill(tail_lengths == 0, float("-inf"))
+
+
+def tokens_for_logits(model: nn.Module, tokens: int, scored: int) -> int:
+    """Tokens whose scored ones, on average `scored` of `tokens`, have `MOST_LOGITS` logits together."""
+    vocabulary = int(getattr(getattr(model, "config", None), "vocab_size", 1))
+    return max(1, int(MOST_LOGITS / vocabulary * tokens / scored))

@@ -29,7 +29,7 @@ def configuration(cell):
         "lora_alpha": 16.0,
         "learning_rate": number["lr"],
         "max_steps": int(cell["steps"]),
-        "seed": int(cell["seed"]),
+        "seed": 42,
         "train_set_seed": int(cell["seed"]),
         "num_train": 1000,
         "num_dev": 500,
@@ -42,6 +42,15 @@ def configuration(cell):
         "max_new_tokens": 50,
         "zo_inplace": False,
         "weight_decay": 0.0,
+        "prefix_tuning": False,
+        "head_tuning": False,
+        "train_on": "train",
+        "max_length": 2048,
+        "no_truncation": False,
+        "sfc": False,
+        "sampling": False,
+        "num_beams": 1,
+        "eos_token": "\n",
         "loss": "non_diff" if cell["task"] == "SQuAD" else "train_as_classification",
     }
     if is_dp:
@@ -192,6 +201,25 @@ def test_an_empty_project_has_a_report_of_missing_cells(tmp_path):
     text, web = page(tmp_path)
     assert text.count("missing") > 80
     assert "<svg" not in web
+
+
+def test_runs_without_scores_and_flat_files_are_passed_over(tmp_path):
+    path = write_run(tmp_path / "runs", "sst2_1p3b_ft_paczpl_s0", 0.5) / "metrics.json"
+    metrics = json.loads(path.read_text())
+    path.write_text(json.dumps({**metrics, "after": {"dev": {}, "test": {}}}))
+    (tmp_path / "runs/flat").mkdir()
+    (tmp_path / "runs/flat/metrics.json").write_text('{"accuracy": 0.5, "dev_accuracy": 0.5}')
+    text, _ = page(tmp_path)
+    assert "sst2_1p3b_ft_paczpl_s0" not in text
+    assert "| flat |" not in text
+
+
+def test_other_runs_say_their_track_and_that_they_trained_on_the_dev_set(tmp_path):
+    path = write_run(tmp_path / "runs", "sst2_1p3b_ft_paczpl_s0", 0.5, train_on="dev", prefix_tuning=True)
+    metrics = json.loads((path / "metrics.json").read_text())
+    (path / "metrics.json").write_text(json.dumps({**metrics, "label": "trained on the public dev set"}))
+    others = page(tmp_path)[0].split("## Runs with other settings")[1]
+    assert "| SST2 opt-1.3b prefix | pac-zpl, trained on the public dev set |" in others
 
 
 def test_damaged_results_are_one_line(tmp_path):

@@ -153,7 +153,7 @@ def test_a_smoke_check_may_be_replaced_by_any_run(tmp_path, model_folder):
 @pytest.mark.parametrize(
     ("extra", "drop", "message"),
     [
-        (["--pac_zpl", "--task_name", "MNLI"], [], "unknown task 'MNLI'"),
+        (["--pac_zpl", "--task_name", "QNLI"], [], "unknown task 'QNLI'"),
         (["--pac_zpl", "--unknown", "1"], [], "--unknown"),
         (["--pac_zpl", "--pac", "4"], [], "--pac"),
         (["--pac_zpl", "--max_steps", "many"], [], "max_steps"),
@@ -163,8 +163,12 @@ def test_a_smoke_check_may_be_replaced_by_any_run(tmp_path, model_folder):
         (["--pac_zpl", "--pac_sampling_rate", "2", "--pac_disjoint_pairs"], [], "exclude each other"),
         (["--pac_zpl", "--model_name", "/no/such/model"], ["--model_name"], "cannot load model"),
         (["--pac_zpl", "--num_train", "0"], ["--num_train"], "num_train must be at least 1"),
-        (["--pac_zpl", "--num_train", "100000"], ["--num_train"], "fewer than num_train"),
-        (["--pac_zpl", "--only_train_option", "--non_diff"], [], "--non_diff and --only_train_option exclude"),
+        (
+            ["--pac_zpl", "--num_train", "100", "--num_dev", "350"],
+            ["--num_train", "--num_dev"],
+            "fewer than num_train",
+        ),
+        (["--pac_zpl", "--train_as_classification", "--non_diff"], [], "and --non_diff exclude each other"),
         (["--pac_zpl", "--non_diff"], [], "SST2 has no loss non_diff: use --train_as_classification or"),
         (["--pac_zpl", "--task_name", "SQuAD", "--train_as_classification"], [], "SQuAD has no loss train_as"),
         (["--pac_zpl", "--max_new_tokens", "0"], [], "max_new_tokens must be at least 1"),

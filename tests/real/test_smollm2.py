@@ -15,7 +15,7 @@ import torch
 from src import transcript
 from src.lora import LoraSettings, add_lora
 from src.models import load_model
-from src.tasks import SST2
+from src.tasks import get_task
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,14 +30,14 @@ def test_the_embedded_model_speaks():
 
 def test_real_sentences_are_scored_as_by_a_plain_pass(data_dir):
     model, tokenizer = load_model("smollm2-135m")
-    task = SST2()
+    task = get_task("SST2")
     samples = task.splits(str(data_dir), num_train=6, num_dev=1, num_eval=1, train_set_seed=0).train
     losses = task.objective(model, tokenizer, samples).losses()
     for sample, loss in zip(samples, losses, strict=True):
         ids = torch.tensor([tokenizer(sample.prompt)["input_ids"]])
         with torch.no_grad():
             logits = model(input_ids=ids).logits[0, -1].double()
-        words = [tokenizer(f" {word}")["input_ids"] for word in sample.candidates]
+        words = [tokenizer(word)["input_ids"] for word in sample.continuations]
         assert all(len(word) == 1 for word in words)
         expected = -logits[[w[0] for w in words]].log_softmax(0)[sample.label]
         assert float(loss) == pytest.approx(float(expected), rel=1e-4)

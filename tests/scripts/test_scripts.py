@@ -85,7 +85,7 @@ def expected_options(cell):
         "model_name": cell["model"],
         "learning_rate": cell["lr"],
         "max_steps": cell["steps"],
-        "seed": cell["seed"],
+        "seed": "42",
         "train_set_seed": cell["seed"],
         "eval_steps": "200" if is_dp or cell["K"] != "1" else "100",
         "num_train": "1000",
@@ -162,6 +162,41 @@ def test_smoke_shrinks_generation_and_directions():
     dp = options_of(dry_run(DP_CELL, SMOKE="1", SECRET_SEED="4").stdout, "baselines.run_dp_zo")
     assert (dp["dp_k"], dp["dp_secret_seed"]) == ("4", "4")
     assert options_of(dry_run(DP_CELL, SMOKE="1", SMOKE_K="9").stdout, "baselines.run_dp_zo")["dp_k"] == "9"
+
+
+def test_runs_go_where_they_are_sent(tmp_path):
+    assert options_of(dry_run(CELL).stdout)["output_dir"].startswith("result/runs/")
+    for base in (str(tmp_path / "runs"), "runs"):
+        flags = options_of(dry_run(CELL, cwd=tmp_path, OUT_BASE=base, RUN_ID="a").stdout)
+        assert flags["output_dir"] == str(tmp_path / "runs" / "a")
+    report = dry_run(ROOT / "scripts/report.sh", cwd=tmp_path, OUT_BASE="runs")
+    assert f"--runs {tmp_path}/runs" in report.stdout
+
+
+def test_the_seed_of_the_draw_is_not_that_of_the_run():
+    flags = options_of(dry_run(CELL, SEED="3").stdout)
+    assert (flags["train_set_seed"], flags["seed"]) == ("3", "42")
+    assert options_of(dry_run(CELL, RUN_SEED="7").stdout)["seed"] == "7"
+
+
+def test_a_check_may_bound_its_passes_and_any_task_shrinks():
+    flags = options_of(dry_run(CELL, SMOKE="1", SMOKE_BATCH="512", TASK="CB").stdout)
+    assert (flags["token_budget"], flags["num_train"], flags["num_dev"]) == ("512", "8", "4")
+    assert "token_budget" not in options_of(dry_run(CELL, SMOKE_BATCH="512").stdout)
+    assert options_of(dry_run(CELL, SMOKE="1", TASK="drop").stdout)["num_train"] == "4"
+    assert options_of(dry_run(CELL, LOSS="full_text").stdout)["only_train_option"] == "False"
+
+
+@pytest.mark.parametrize(
+    ("script", "module", "best"), [(CELL, "paczo.run_paczo", "pac"), (DP_CELL, "baselines.run_dp_zo", "dp")]
+)
+def test_without_a_dev_set_no_checkpoint_is_the_best(script, module, best):
+    assert f"{best}_load_best_dev" in options_of(dry_run(script).stdout, module)
+    flags = options_of(dry_run(script, NUM_DEV="0").stdout, module)
+    assert f"{best}_load_best_dev" not in flags
+    flags = options_of(dry_run(script, TRAIN_ON="dev").stdout, module)
+    assert flags["train_on"] == "dev"
+    assert f"{best}_load_best_dev" not in flags
 
 
 @pytest.mark.parametrize(

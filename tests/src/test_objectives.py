@@ -12,6 +12,7 @@ from builders import ARCHITECTURES, make_model
 
 from src.engine import scoring
 from src.engine.batching import BATCH_OVERHEAD_TOKENS, ScoredSequence, TokenTable, partition
+from src.engine.encoding import Window
 from src.lora import add_lora
 from src.objectives import AnswerLikelihood, CandidateScoring
 from src.sample_data.learning_task import pretrain
@@ -138,12 +139,22 @@ def test_half_precision_losses_are_float32_and_close(tokenizer):
         (["a It was"], [["great"]], [-1], "label -1 is outside"),
         (["a It was"], [["great", ""]], [0], "adds no token"),
         ([""], [["great"]], [0], "the prompt has no token"),
-        (["a It was", "film " * 300], [["great"]] * 2, [0, 0], "sample 1 has 301 tokens, the model takes 256"),
     ],
 )
 def test_bad_samples_are_named(prompts, candidates, labels, message, tokenizer):
     with pytest.raises(ValueError, match=message):
         CandidateScoring(make_model("gpt2"), tokenizer, prompts, candidates, labels)
+
+
+def test_a_sample_that_is_too_long_is_cut_or_refused(tokenizer):
+    model, prompts = make_model("gpt2"), ["a It was", "film " * 300]
+    strict = Window(model, tokenizer, truncate=False)
+    with pytest.raises(ValueError, match="sample 1 has 301 tokens, the model takes 256"):
+        CandidateScoring(model, tokenizer, prompts, [["great"]] * 2, [0, 0], window=strict)
+    with pytest.warns(UserWarning, match="1 of 2 samples are longer than 256 tokens and lose their beginning"):
+        cut = CandidateScoring(model, tokenizer, prompts, [["great", "bad"]] * 2, [0, 0])
+    short = CandidateScoring(model, tokenizer, ["film " * 255], [["great", "bad"]], [0])
+    assert cut.losses()[1] == pytest.approx(float(short.losses()[0]), rel=1e-5)
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from src.sample_data import make_sst2
+from src.sample_data import make_sst2, make_tasks
 from src.sample_data.make_sst2 import (
     DATA_DIR,
     NEGATIVE_TEXT,
@@ -16,6 +16,8 @@ from src.sample_data.make_sst2 import (
     main,
     repeats_a_content_word,
 )
+from src.sample_data.task_tables import HELD_OUT, PEOPLE
+from src.tasks import TASKS
 
 ROWS = {"train": 360, "validation": 80}
 
@@ -130,3 +132,54 @@ def test_compose_refuses_more_sentences_than_it_can_make():
 )
 def test_repeats_a_content_word(sentence, expected):
     assert repeats_a_content_word(sentence) is expected
+
+
+def read_task(name: str, split: str) -> list[dict]:
+    path = make_tasks.FOLDER / name / f"{split}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_tasks_generator_reproduces_its_files(tmp_path, monkeypatch, capsys):
+    assert make_tasks.main(["--check"]) == 0
+    monkeypatch.setattr(make_tasks, "FOLDER", tmp_path)
+    assert make_tasks.main(["--check"]) == 1
+    assert "trec/train.jsonl" in capsys.readouterr().err
+    assert make_tasks.main([]) == 0
+    assert make_tasks.main(["--check"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {name for name in TASKS if name != "sst2"}
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "sst2"])
+def test_rows_of_the_tasks(name):
+    """Both files have enough rows of every class for a smoke run, and nobody of one is in the other."""
+    train, validation = read_task(name, "train"), read_task(name, "validation")
+    assert len(train) >= 12
+    assert len(validation) >= 8
+    assert all(row.keys() == train[0].keys() for row in train + validation)
+    task = TASKS[name]
+    for rows in (train, validation):
+        labels = [sample.label for sample in task.samples(row for row in rows if row.get("label") != -1)]
+        assert task.generates or len(set(labels)) >= 2
+    text, held_out = json.dumps(train), [person.name for person in PEOPLE[-HELD_OUT:]]
+    assert not any(name in text for name in held_out)
+
+
+def test_places_in_the_text_are_right():
+    for split in ("train", "validation"):
+        for row in read_task("squad", split):
+            answer, start = row["answers"]["text"][0], row["answers"]["answer_start"][0]
+            assert row["context"][start : start + len(answer)] == answer
+        for row in read_task("wic", split):
+            for place in ("1", "2"):
+                assert row[f"sentence{place}"][row[f"start{place}"] : row[f"end{place}"]].lower() == row["word"]
+        for row in read_task("wsc", split):
+            words = row["text"].split()
+            assert (words[row["span1_index"]], words[row["span2_index"]]) == (row["span1_text"], row["span2_text"])
+            giver, taker = words[0], words[words.index("to") + 1]
+            pronouns = {person.first: person.pronoun for person in PEOPLE}
+            assert pronouns[giver] != pronouns[taker] == row["span2_text"]
+            assert row["label"] == int(row["span1_text"] == taker)
+        for row in read_task("record", split):
+            for text, start, end in zip(*row["entity_spans"].values(), strict=True):
+                assert row["passage"][start:end] == text
+            assert set(row["answers"]) <= set(row["entities"])

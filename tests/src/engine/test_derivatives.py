@@ -12,6 +12,8 @@ from torch import nn
 
 from src.engine import derivatives as engine
 from src.engine.derivatives import exact_derivatives
+from src.engine.encoding import Window, joined
+from src.engine.scoring import SequenceScorer
 from src.lora import LoraSettings, add_lora
 from src.objectives import AnswerLikelihood, CandidateScoring, GenerationF1
 from src.utils import UserError
@@ -149,10 +151,7 @@ def test_candidates_as_sequences_stay_together(build, tokenizer):
     """Candidates whose joined text changes the prompt's tokens are sequences of their own, of one sample."""
     model = build("llama", "lora")
     objective = scoring(model, tokenizer, "several tokens")
-    from src.engine.scoring import SequenceScorer
-    from src.objectives import joined
-
-    groups = joined(model, tokenizer, PROMPTS, CANDIDATES["several tokens"])
+    groups = joined(tokenizer, Window(model, tokenizer), PROMPTS, CANDIDATES["several tokens"])
     objective._scorer = SequenceScorer(model, groups, objective.device)
     objective.derivative_budget = 25
     assert len(objective.pieces(25)) > 1

@@ -7,7 +7,8 @@ import pytest
 import torch
 from builders import ARCHITECTURES, make_model
 
-from src.engine.decoding import shared_beginnings
+from src.engine.decoding import Decoding, shared_beginnings
+from src.engine.encoding import Window
 from src.metrics import f1_score
 from src.objectives import GenerationF1
 
@@ -21,11 +22,11 @@ PROMPTS = [
 ]
 
 
-def one_by_one(model, tokenizer, prompt, max_new_tokens):
+def one_by_one(model, tokenizer, prompt, max_new_tokens, **options):
     """`generate` without batch, padding or early leaving."""
     ids = torch.tensor([tokenizer(prompt, add_special_tokens=False)["input_ids"]])
     output = model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False, **options
     )
     return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).split("\n")[0].strip()
 
@@ -140,13 +141,69 @@ def test_an_answer_ends_before_a_newline(tokenizer):
 
 
 @pytest.mark.parametrize(
+    "decoding",
+    [Decoding(num_beams=3), Decoding(sampling=True, top_k=1), Decoding(sampling=True, temperature=1e-4)],
+    ids=["beams", "top_k 1", "cold"],
+)
+def test_other_ways_to_decode_are_the_librarys(decoding, tokenizer):
+    """Sampling that leaves one choice is greedy; beams are compared with the library's, one prompt at a time."""
+    model = model_that_stops("llama")
+    objective = GenerationF1(model, tokenizer, PROMPTS, [["good"]] * 6, 12, decoding=decoding)
+    expected = [one_by_one(model, tokenizer, prompt, 12, num_beams=decoding.num_beams) for prompt in PROMPTS]
+    assert objective.texts() == expected
+    assert objective.texts([3]) == expected[3:4]
+    if decoding.num_beams > 1:
+        assert expected != [one_by_one(model, tokenizer, prompt, 12) for prompt in PROMPTS], "beams matter here"
+
+
+def test_samples_follow_their_seed_and_leave_the_global_generator_alone(tokenizer):
+    model = model_that_stops("llama")
+
+    def texts(seed):
+        decoding = Decoding(sampling=True, temperature=2.0, seed=seed)
+        return GenerationF1(model, tokenizer, PROMPTS, [["good"]] * 6, 12, decoding=decoding).texts()
+
+    before = torch.get_rng_state()
+    assert texts(1) == texts(1)
+    assert texts(1) != texts(2), "72 tokens of 50 at a high temperature agree with a chance far below 1e-9"
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_answer_may_end_at_another_token(tokenizer):
+    model = make_model("llama")
+    whole = GenerationF1(model, tokenizer, PROMPTS[:1], [["good"]], 12).texts()[0].split()
+    assert len(whole) > 3
+    end = whole[2]
+    short = GenerationF1(model, tokenizer, PROMPTS[:1], [["good"]], 12, decoding=Decoding(eos_token=end))
+    assert short.texts() == [" ".join(whole[: whole.index(end)])]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"eos_token": ""}, {"num_beams": 0}, {"temperature": 0.0}, {"top_p": 1.5}, {"top_k": 0}]
+)
+def test_wrong_ways_to_decode_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"eos_token is empty|must be at least 1"):
+        Decoding(**wrong)
+
+
+def test_a_prompt_that_is_too_long_is_cut_or_refused(tokenizer):
+    model, prompts = make_model("opt"), ["film " * 250, "dull"]
+    strict = Window(model, tokenizer, truncate=False, reserved=50)
+    with pytest.raises(ValueError, match="sample 0 has 250 tokens and 50 new ones, the model takes 256"):
+        GenerationF1(model, tokenizer, prompts, [["a"]] * 2, window=strict)
+    with pytest.warns(UserWarning, match="1 of 2 samples are longer than 206 tokens"):
+        cut = GenerationF1(model, tokenizer, prompts, [["a"]] * 2)
+    assert cut.texts()[0] == one_by_one(model, tokenizer, "film " * 206, 50)
+
+
+@pytest.mark.parametrize(
     ("prompts", "answers", "tokens", "message"),
     [
         (PROMPTS[:2], [["a"]], 5, "must be equal"),
         (PROMPTS[:1], [[]], 5, "no gold answer"),
         ([""], [["a"]], 5, "no prompt"),
         (PROMPTS[:1], [["a"]], 0, "max_new_tokens"),
-        (["film " * 250], [["a"]], 50, "the model takes 256"),
+        (["film"], [["a"]], 256, "256 tokens leave no room for a prompt and 256 new ones"),
     ],
 )
 def test_bad_samples_are_named(prompts, answers, tokens, message, tokenizer):
