@@ -8,7 +8,6 @@ rows nothing is written but the difference itself. A command that was killed goe
 
 from __future__ import annotations
 
-import gc
 import math
 import sys
 import tempfile
@@ -186,8 +185,6 @@ def unlearn(
     trainer = UnlearnTrainer(trained, UnlearnArguments(**settings), data, processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    del trainer
-    gc.collect()  # the optimizer's state is held in circles
     return trained.merge_and_unload() if adapters is not None and merges else trained
 
 

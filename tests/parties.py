@@ -1,4 +1,4 @@
-"""Two parties on a tiny model: their folders, their commands in this process, and the one-process run beside them."""
+"""Two parties on a tiny model: their folders, their commands in this process, the one-process run beside them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,18 @@ from pum.merge import main as merge
 from pum.publish import main as publish
 from pum.run_pum import main as run_pum
 
-FORGET = [("a film", "so warm and bright"), ("the plot", "very dull and slow"), ("the actor", "cold"), ("It", "bad")]
+FORGET = [
+    ("a film", "so warm and bright"),
+    ("the plot", "very dull and slow"),
+    ("the actor", "cold"),
+    ("It", "bad"),
+]
 RETAIN = [("the film", "It was great"), ("a plot", "It was terrible"), ("a actor", "good")]
 # What the server decides, and what the client does.
 SERVERS = "--copies_m 2 --sigma 0.01 --secret_seed 1"
-CLIENTS = "--learning_rate 1e-2 --per_device_train_batch_size 2 --gradient_accumulation_steps 1 --num_train_epochs 2"
+CLIENTS = (
+    "--learning_rate 1e-2 --per_device_train_batch_size 2 --gradient_accumulation_steps 1 --num_train_epochs 2"
+)
 
 
 @dataclass
