@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -87,32 +87,45 @@ def check_update(update: Mapping[str, Tensor], shapes: Mapping[str, torch.Size] 
             )
 
 
-def clip_update(
+def clip_factors(
     update: Mapping[str, Tensor],
     group_of: Callable[[str], int | None],
     *,
     per_layer: Sequence[float] | None = None,
     total: float | None = None,
-) -> None:
-    """Scale an aligned update in place: layer l to at most per_layer[l] in L2 norm, then all to at most `total`.
+) -> dict[str, list[float]]:
+    """Factors for each tensor of an aligned update, to be applied one after the other (`scaled`).
 
-    group_of maps a parameter's name to its layer, None outside the layers, which only `total` clips.
+    Layer l gets at most per_layer[l] in L2 norm, then all together at most `total`.
+
+    Args:
+        update: read tensor by tensor, once for each of the two limits.
+        group_of: a parameter's layer, None outside the layers, which only `total` clips.
     """
+    factors: dict[str, list[float]] = {name: [] for name in update}
+
+    def shrink(names: Sequence[str], limit: float) -> None:
+        norm = l2_norm(scaled(update[name], factors[name]) for name in names)
+        if norm > limit:
+            for name in names:
+                factors[name].append(limit / norm)
+
     if per_layer is not None:
         for layer, limit in enumerate(per_layer):
-            _shrink([tensor for name, tensor in update.items() if group_of(name) == layer], limit)
+            shrink([name for name in update if group_of(name) == layer], limit)
     if total is not None:
-        _shrink(list(update.values()), total)
+        shrink(list(update), total)
+    return factors
 
 
-def _shrink(tensors: Sequence[Tensor], limit: float) -> None:
-    norm = l2_norm(tensors)
-    if norm > limit:
-        for tensor in tensors:
-            tensor.mul_(limit / norm)
+def scaled(tensor: Tensor, factors: Sequence[float]) -> Tensor:
+    """`tensor` times each factor in turn; itself where there is none."""
+    for factor in factors:
+        tensor = tensor * factor
+    return tensor
 
 
-def l2_norm(tensors: Sequence[Tensor]) -> float:
+def l2_norm(tensors: Iterable[Tensor]) -> float:
     """L2 norm of all entries together, summed in float64."""
     return math.sqrt(
         sum(float(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64)) ** 2 for tensor in tensors)

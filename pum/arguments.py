@@ -119,7 +119,7 @@ class PUMArguments(UnlearnArguments):
         self._check_numbers()
         self._check_pairs()
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError("PUM runs on one process: the secrets of several would differ; unset NUM_GPUS")
+            raise UserError("PUM's processes train alone: call pum.workers.join() first, as pum.run_pum does")
         if self.inner_handler is not None:
             self.method = self.inner_handler
         if self.method not in METHODS:

@@ -18,44 +18,59 @@ from torch import Tensor
 # which the Mersenne Twister uses 32 bits.
 _STATE_WORDS = 624
 _STATE_START = 24
+KEY_BYTES = 32
 
 
 class SecretSource:
     """Gives out generators for the server's secrets, one for each purpose; never the global ones.
 
-    Without a seed each generator's whole state comes from operating-system entropy. `Generator.seed()` and
-    `manual_seed` would not do: torch's CPU generator keeps 32 bits of a seed, and 2^32 states can be tried
-    one by one against a published copy. The bounds take the numbers as truly random: the Mersenne Twister is
-    no cryptographic generator, and floating-point Gaussians are not exact Gaussians (Mironov 2012).
+    Noise, disguises and alphas are pure functions of one secret, so that none of them has to be stored: a key of
+    32 bytes from the operating system, or a seed. SHAKE-256 of secret and purpose fills each generator's whole
+    state; who learns one state learns neither the key nor another. `manual_seed` would not do: torch's CPU
+    generator keeps 32 bits of a seed, and 2^32 states can be tried one by one against a published copy. The bounds
+    take the numbers as truly random: the Mersenne Twister is no cryptographic generator, and floating-point
+    Gaussians are not exact Gaussians (Mironov 2012).
 
     Args:
-        seed: makes all secrets reproducible, for experiments. Such a run is not private.
+        secret: the key; None draws one. An integer is a seed, for experiments: such a run is not private.
     """
 
-    def __init__(self, seed: int | None = None) -> None:
-        self._seed = seed
+    def __init__(self, secret: bytes | int | None = None) -> None:
+        self._secret = os.urandom(KEY_BYTES) if secret is None else secret
+
+    @property
+    def key(self) -> bytes | None:
+        """The key, which has to stay secret; None where there is a seed."""
+        return self._secret if isinstance(self._secret, bytes) else None
+
+    @property
+    def seed(self) -> int | None:
+        return self._secret if isinstance(self._secret, int) else None
 
     @property
     def label(self) -> str:
         """Where the secrets come from, as every output says it."""
-        return "operating-system entropy" if self._seed is None else "reproducible secrets, not private"
+        return "reproducible secrets, not private" if self.reproducible else "operating-system entropy"
 
     @property
     def reproducible(self) -> bool:
-        return self._seed is not None
+        return self.seed is not None
 
     def generator(self, *purpose: object) -> torch.Generator:
-        """A CPU generator of its own. With a seed it is a function of seed and purpose, else it is fresh."""
+        """A CPU generator of its own, a function of the secret and the purpose."""
         generator = torch.Generator()
-        if self._seed is None:
-            words = os.urandom(4 * _STATE_WORDS)
-        else:
-            text = repr((self._seed, *purpose)).encode()
-            words = hashlib.shake_256(text).digest(4 * _STATE_WORDS)
+        words = self._digest(4 * _STATE_WORDS, *purpose)
         state = generator.manual_seed(0).get_state()
         fresh = torch.frombuffer(bytearray(words), dtype=torch.int32).to(torch.int64) & 0xFFFFFFFF
         state[_STATE_START : _STATE_START + 8 * _STATE_WORDS] = fresh.view(torch.uint8)
         return generator.set_state(state)
+
+    def name(self, *purpose: object) -> str:
+        """128 bits in hexadecimal that say nothing of the secret: a name for what may be published."""
+        return self._digest(16, "name", *purpose).hex()
+
+    def _digest(self, length: int, *purpose: object) -> bytes:
+        return hashlib.shake_256(repr((self._secret, *purpose)).encode()).digest(length)
 
 
 def draw_alphas(copies: int, alpha_min: float, alpha_max: float, generator: torch.Generator) -> list[float]:

@@ -124,3 +124,17 @@ def _delta(args: PUMArguments) -> float:
 
 def _label(group: int | None) -> str:
     return "outside the layers" if group is None else f"layer {group}"
+
+
+def summary(privacy: dict[str, Any]) -> str:
+    """What the run says about the server's weights, in a few lines."""
+    lines = [f"secrets             {privacy['secrets']}"]
+    for name in ("paper", "joint"):
+        bound = privacy[name]
+        epsilon = "none" if bound["epsilon"] is None else f"{bound['epsilon']:.4g} at delta {privacy['delta']:g}"
+        lines.append(f"epsilon, {name:<11}{epsilon} ({bound['why']})")
+    for key, text in (("published_bare", "published bare"), ("bound_void_for", "bound void for")):
+        found = privacy[key]
+        names = ", ".join(found["parameters"][:3]) + (", ..." if len(found["parameters"]) > 3 else "")
+        lines.append(f"{text:<20}{found['share']:.1%} of the weights" + (f": {names}" if names else ""))
+    return "\n".join(lines + [f"warning             {warning}" for warning in privacy["warnings"]])

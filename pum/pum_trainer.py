@@ -3,43 +3,41 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import math
+import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import TrainOutput
 
-from pum.aggregate import HarmonicMean, check_update, clip_update, l2_norm
+from pum.aggregate import check_update, l2_norm
 from pum.arguments import PUMArguments
-from pum.center import (
-    center,
-    clip_scales,
-    count_layers,
-    distances,
-    groups_of,
-    layer_distances,
-    update_reference,
-)
-from pum.noise import SecretSource, ZeroSumStream, draw_alphas, jitter_noise
-from pum.plan import NoisePlan, make_plan
-from pum.privacy import report
-from pum.reparam import Disguise, check_model
+from pum.center import groups_of
+from pum.client import difference, difference_layout, local_steps, unlearn
+from pum.folders import DIFFERENCE, MANIFEST, Reply, add_reply, copy_name, read_replies, round_name
+from pum.merge import applied, merge_differences
+from pum.noise import SecretSource
+from pum.private import PrivateFolder, begun, round_files
+from pum.publication import Publication, first_reference, noise_plan, privacy_report
+from pum.reparam import check_model
+from pum.tensors import TensorFile, layout_of, write_tensors
 from pum.unlearn import get_method
-from pum.unlearn.arguments import UnlearnArguments
 from pum.unlearn.data import UnlearnData
-from pum.unlearn.trainer import UnlearnTrainer, record_fingerprint
-from src.lora import LoraSettings, add_lora
-from src.models import load_model
+from pum.unlearn.trainer import record_fingerprint
+from pum.workers import Workers
+from src.lora import LoraSettings
+from src.tofu.logs import json_digest, weights_digest
 from src.utils import UserError, write_json
 
 Inner = Callable[[nn.Module, Path, int], None]
+PRIVATE = "private"  # folder of an unfinished run's state in its output folder
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +49,16 @@ class PUMTrainer(Trainer):
 
     It differs from the base in `train` alone, which does not call the base's loop: the gradient steps are the
     inner routine's. `model` is the server's theta; it changes only at the end of a round, so an error in a copy
-    leaves it as it was. Server and client share this process: who sees what is in pum/README.md.
+    leaves it as it was. Server and client share this process: publishing, unlearning and merging are those of
+    `pum.publish`, `pum.client` and `pum.merge`, with the offer left out.
 
-    In memory, whatever m is: theta, one copy, the copy as published, S1, the noise's running sums; with centre
-    clipping also the reference, and its mean where rounds follow.
+    An unfinished run lies in `output_dir/private` (mode 0700): the key, what each finished copy returned, theta
+    after each round. `train` with the same settings goes on there, after the last finished copy, and ends with
+    the same bits; at its end it removes the folder.
+
+    In memory, whatever m is: theta, one copy, the copy as published, the noise's running sums; while merging S1;
+    with centre clipping also the reference, and its mean where rounds follow. On disk, until a round is merged:
+    what its copies returned, m models in float32.
 
     Args:
         model: the server's model, without adapters.
@@ -62,6 +66,7 @@ class PUMTrainer(Trainer):
         data: forget and retain rows of the client, for the default inner routine.
         inner: what the client does: `inner(model, run_dir, max_steps)` trains `model` in place. Default: an
             `UnlearnTrainer`, with LoRA adapters that are merged at its end where `args.lora` is set.
+        workers: the processes that share the copies, process j those with k = j mod n; the first one merges.
 
     Raises:
         UserError: contradictory settings, an architecture without disguise, a client's update that is not
@@ -79,6 +84,7 @@ class PUMTrainer(Trainer):
         processing_class: PreTrainedTokenizerBase | None = None,
         *,
         inner: Inner | None = None,
+        workers: Workers | None = None,
         **kwargs: Any,
     ) -> None:
         if hasattr(model, "peft_config"):
@@ -90,16 +96,27 @@ class PUMTrainer(Trainer):
         # The base makes the output folder: what can be refused is refused before.
         self.args, self.model, self.data, self.tokenizer = args, model, data, processing_class
         self.inner = inner or self._unlearn
+        self.workers = workers or Workers()
         self.secrets = SecretSource(args.secret_seed)
         self.accumulate_device = torch.device(args.accumulate_device or args.device)
         self.groups = groups_of(model)
-        self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        self.layout = layout_of(model.named_parameters())
         if args.use_orthogonal_reparam:
             check_model(model)
-        self.plan = self._make_plan()
-        self.local_steps = self._count_local_steps()
+        self.plan = noise_plan(args, model, self.groups)
+        self.local_steps = local_steps(
+            args,
+            None if data is None else len(data.forget),
+            rounds=args.rounds_R,
+            local_epochs=args.local_epochs,
+            local_max_steps=args.local_max_steps,
+            auto_balance=args.auto_balance,
+        )
         self.round_index = 0
-        self.reference = self._first_reference() if self.plan.thresholds else {}
+        self.reference: dict[str, Tensor] = {}
+        if self.plan.thresholds:
+            self.reference = first_reference(args, model, self.accumulate_device)
+        self._run = self._configuration()
         super().__init__(model, args, processing_class=processing_class, **kwargs)
         for warning in self.plan.warnings:
             logger.warning(warning)
@@ -108,210 +125,218 @@ class PUMTrainer(Trainer):
     def run_dir(self) -> Path:
         return Path(str(self.args.output_dir))
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """All rounds; then the merged model, the tokenizer and `privacy.json` in the output folder."""
-        if any(args) or any(kwargs.values()):
-            raise UserError("a PUM run cannot be resumed; start a new one in another output folder")
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether the output folder holds an unfinished run with these settings, model and rows."""
+        path = self.run_dir / PRIVATE
+        return begun(path) and PrivateFolder.open(path, to_read=True).records[0].get("run") == self._run
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        *args: Any,
+        keeps_private: bool = False,
+        **kwargs: Any,
+    ) -> TrainOutput:
+        """All rounds, or those that are left of an interrupted run.
+
+        Then the merged model, the tokenizer and `privacy.json` in the output folder, in the first of several
+        processes; in all of them `model` is the merged one.
+
+        Args:
+            resume_from_checkpoint: True demands that there is a run to go on with.
+            keeps_private: leave the private folder for `discard_private`.
+        """
+        if resume_from_checkpoint not in (None, False, True) or any(args) or any(kwargs.values()):
+            raise UserError("a PUM run takes no checkpoint: it goes on with what lies in its output folder")
+        if resume_from_checkpoint and not self.is_interrupted:
+            raise UserError(f"{self.run_dir} holds no interrupted run of these settings that could be resumed")
         begin = time.perf_counter()
+        self.private = self._open_private()
+        self._go_on()
         working_copy = copy.deepcopy(self.model)
-        for index in range(self.args.rounds_R):
-            merged = self._round(index, working_copy)
-            norm = self._apply(merged)
+        for index in range(self.round_index, self.args.rounds_R):
+            norm = self._round(index, working_copy)
             self.state.global_step += self.local_steps
             self.log({"round": index + 1, "merged_update_norm": norm, "local_steps": self.local_steps})
         del working_copy
+        self.workers.tell(f"ended {self.workers.rank}", lambda: None)
+        if self.workers.is_first:
+            self.workers.wait_for("ended")
+            self._write_result()
+            if not keeps_private:
+                self.discard_private()
+        seconds = time.perf_counter() - begin
+        return TrainOutput(self.state.global_step, math.nan, {"train_runtime": seconds})
+
+    def discard_private(self) -> None:
+        """Remove the key and all that an interrupted run would go on with."""
+        self.private.remove()
+
+    def privacy(self) -> dict[str, Any]:
+        """Both bounds, what they cover and what is published bare: the content of `privacy.json`."""
+        return privacy_report(self.args, self.plan, self.model, self.secrets)
+
+    def _configuration(self) -> str:
+        """A digest of what the run's result hangs on, but for an inner routine of one's own."""
+        settings = {name: value for name, value in self.args.to_dict().items() if name != "output_dir"}
+        rows = [] if self.data is None else [list(self.data.forget), list(self.data.retain)]
+        content = [settings, weights_digest(self.model), rows]
+        return json_digest(json.dumps(content, default=str, sort_keys=True))
+
+    def _open_private(self) -> PrivateFolder:
+        """The state of the run that goes on, or that begins; the first process alone writes it."""
+        path = self.run_dir / PRIVATE
+
+        def open_or_create() -> PrivateFolder:
+            if not begun(path):
+                return PrivateFolder.create(path, {"format": "pum-run/1", "run": self._run}, self.secrets)
+            private = PrivateFolder.open(path)
+            if private.records[0].get("run") != self._run:
+                private.close()
+                raise UserError(
+                    f"{self.run_dir} holds an interrupted run with other settings, model or rows; choose another"
+                    f" output folder or remove {path}"
+                )
+            return private
+
+        if not self.workers.is_first:
+            self.workers.wait("private")
+            return PrivateFolder.open(path, to_read=True)
+        opened: list[PrivateFolder] = []
+        self.workers.tell("private", lambda: opened.append(open_or_create()))
+        return opened[0]
+
+    def _go_on(self) -> None:
+        """Take secrets, theta and reference from the private folder, where a round was merged before."""
+        self.secrets = self.private.secrets
+        self.round_index = len(self.private.records) - 1
+        self.state.global_step = self.round_index * self.local_steps
+        theta, reference = round_files(self.round_index)
+        if self.round_index:
+            self._set(self.private.tensors(theta).items())
+        if reference in self.private.files:
+            for name, tensor in self.private.tensors(reference).items():
+                self.reference[name] = tensor.to(self.accumulate_device)
+
+    def _round(self, index: int, working_copy: nn.Module) -> float:
+        """Publish, unlearn and merge once; the norm of the merged update."""
+        args, m, workers, self.round_index = self.args, self.args.copies_m, self.workers, index
+        publication = Publication(
+            dict(self.model.named_parameters()),
+            self.model,
+            args,
+            self.plan,
+            self.secrets,
+            index,
+            reference=self.reference,
+            keep_mean=bool(self.reference) and index + 1 < args.rounds_R,
+            device=self.accumulate_device,
+        )
+        own = range(workers.rank, m, workers.size)
+        workers.tell(f"copies {index} {workers.rank}", lambda: self._copies(publication, own, working_copy))
+        for name, tensor in publication.next_reference():
+            self.reference[name] = tensor
+        if workers.is_first:
+            workers.wait_for(f"copies {index}")
+        norm = workers.on_first(f"merged {index}", lambda: self._merge(publication))
+        if not workers.is_first:
+            self._set(TensorFile(self.private.path / round_files(index + 1)[0]).items())
+        return norm
+
+    def _replies(self, index: int) -> dict[int, Reply]:
+        """What the round's finished copies returned."""
+        folder = self._reply_folder(index)
+        return read_replies(folder, self._run, index) if (folder / MANIFEST).exists() else {}
+
+    def _reply_folder(self, index: int) -> Path:
+        return self.private.path / "reply" / round_name(index)
+
+    def _copies(self, publication: Publication, own: range, working_copy: nn.Module) -> None:
+        """Publish and unlearn each of this process's copies that is not finished yet."""
+        folder = self._reply_folder(publication.index)
+        folder.mkdir(parents=True, exist_ok=True)
+        finished = self._replies(publication.index)
+        for k in own:
+            if k in finished:
+                continue
+            published = self._publish(publication, k, working_copy)
+            run_dir = self.run_dir / f"pum_{round_name(publication.index)}_{copy_name(k)}"
+            self.inner(working_copy, run_dir, self.local_steps)
+            for parameter in working_copy.parameters():
+                parameter.grad = None
+            entry = {"copy": k + 1, "method": self.args.method, "steps": self.local_steps, "kind": DIFFERENCE}
+            updates = difference(working_copy, published, self.layout)
+            digest = write_tensors(folder / f"{copy_name(k)}.safetensors", difference_layout(self.layout), updates)
+            add_reply(folder, self._run, publication.index, {**entry, "sha256": digest})
+
+    @torch.no_grad()
+    def _publish(self, publication: Publication, k: int, working_copy: nn.Module) -> dict[str, Tensor]:
+        """Write copy k into the working copy; what was written, on accumulate_device."""
+        targets, published = dict(working_copy.named_parameters()), {}
+        for name, tensor in publication.copy(k):
+            targets[name].copy_(tensor)
+            targets[name].grad = None
+            published[name] = tensor.to(self.accumulate_device)
+        return published
+
+    def _merge(self, publication: Publication) -> float:
+        """Merge the round's replies into theta and write it down; the norm of the merged update."""
+        index = publication.index
+        replies = self._replies(index)
+        merged = merge_differences(
+            (replies[k].open(self.layout) for k in range(self.args.copies_m)),
+            publication,
+            self.groups,
+            self.layout,
+            device=self.accumulate_device,
+        )
+        norm = self._apply(merged)
+        theta, reference = round_files(index + 1)
+        files = self.private.write(theta, self.layout, self.model.named_parameters())
+        if self.reference and index + 1 < self.args.rounds_R:
+            files |= self.private.write(reference, layout_of(self.reference.items()), self.reference.items())
+        self.private.append({"round": index + 1, "files": files})
+        self.private.drop(*round_files(index))
+        shutil.rmtree(self._reply_folder(index))
+        return norm
+
+    @torch.no_grad()
+    def _apply(self, merged: Mapping[str, Tensor]) -> float:
+        """theta <- theta + merged, computed in float32; returns the update's L2 norm."""
+        check_update(merged, {name: kind.shape for name, kind in self.layout.items()})
+        self._set(applied(dict(self.model.named_parameters()), merged))
+        return l2_norm(merged.values())
+
+    @torch.no_grad()
+    def _set(self, theta: Iterable[tuple[str, Tensor]]) -> None:
+        parameters = dict(self.model.named_parameters())
+        for name, tensor in theta:
+            parameters[name].copy_(tensor)
+
+    def _write_result(self) -> None:
         self.run_dir.mkdir(parents=True, exist_ok=True)
         write_json(self.run_dir / "privacy.json", self.privacy())
         self.save_model(str(self.run_dir))
         if self.args.fingerprint:
             record_fingerprint(self.model, self.run_dir, f"PUM {self.args.method}")
-        seconds = time.perf_counter() - begin
-        return TrainOutput(self.state.global_step, math.nan, {"train_runtime": seconds})
-
-    def privacy(self) -> dict[str, Any]:
-        """Both bounds, what they cover and what is published bare: the content of `privacy.json`."""
-        sizes = {name: (self.groups[name], shape.numel()) for name, shape in self._shapes.items()}
-        return report(
-            self.plan,
-            self.args,
-            sizes,
-            secrets=self.secrets.label,
-            reference_is_public=self.args.center_reference_model_path is not None,
-        )
-
-    def _round(self, index: int, working_copy: nn.Module) -> dict[str, Tensor]:
-        """Publish, unlearn and merge once: eta S1/S0, while theta stays as it is."""
-        args, m, self.round_index = self.args, self.args.copies_m, index
-        alphas = draw_alphas(m, args.alpha_min, args.alpha_max, self.secrets.generator("alpha", index))
-        scales = self._clip_scales(index)
-        noise = ZeroSumStream(m, self.accumulate_device)
-        merge = HarmonicMean(args.eta_srv, self.accumulate_device, self._shapes)
-        keep_mean = bool(self.reference) and index + 1 < args.rounds_R
-        mean = {name: torch.zeros_like(tensor) for name, tensor in self.reference.items()} if keep_mean else {}
-        for k, alpha in enumerate(alphas):
-            disguise = None
-            if args.use_orthogonal_reparam:
-                disguise = Disguise.sample(self.model, self.secrets.generator("disguise", index, k))
-            published = self._publish(index, k, alpha, scales, noise, disguise, working_copy, mean)
-            folder = self.run_dir / f"pum_round{index + 1}_copy{k + 1}"
-            self.inner(working_copy, folder, self.local_steps)
-            merge.add(self._aligned_update(working_copy, published, disguise), alpha)
-        if keep_mean:
-            update_reference(self.reference, mean, args.theta_ref_beta)
-        return merge.result()
-
-    @torch.no_grad()
-    def _publish(
-        self,
-        index: int,
-        k: int,
-        alpha: float,
-        scales: Mapping[int | None, float],
-        noise: ZeroSumStream,
-        disguise: Disguise | None,
-        working_copy: nn.Module,
-        mean: Mapping[str, Tensor],
-    ) -> dict[str, Tensor]:
-        """Write T_k(theta~ + alpha_k e_k + xi_k) into the working copy; what was written, on accumulate_device.
-
-        Sums and disguise are computed in float32 and rounded once to the model's dtype.
-        """
-        zero_sum, jitter = (self.secrets.generator(kind, index, k) for kind in ("noise", "jitter"))
-        theta = dict(self.model.named_parameters())
-        published = {}
-        for name, target in working_copy.named_parameters():
-            group, parameter = self.groups[name], theta[name]
-            value = center(parameter, self.reference.get(name, parameter), scales.get(group, 1.0))
-            if sigma := self.plan.sigmas[group]:
-                draw = noise.draw(name, parameter.shape, sigma, zero_sum)
-                value.add_(draw.to(value.device), alpha=alpha)
-            if self.plan.jitter:
-                value.add_(jitter_noise(parameter.shape, self.plan.jitter, jitter).to(value.device))
-            if name in mean:
-                mean[name].add_(value.to(mean[name].device), alpha=1.0 / self.args.copies_m)
-            target.copy_(value if disguise is None else disguise.move(name, value))
-            target.grad = None
-            published[name] = target.detach().to(self.accumulate_device, copy=True)
-        return published
-
-    def _aligned_update(
-        self, working_copy: nn.Module, published: dict[str, Tensor], disguise: Disguise | None
-    ) -> dict[str, Tensor]:
-        """D_k = T_k^-1(D'_k), clipped where the settings say so; `published` is used up."""
-        update = self._difference(working_copy, published)
-        if disguise is not None:
-            for name in update:
-                update[name] = disguise.move(name, update[name], inverse=True)
-        limits, total = self.args.clip_update_norm_per_layer, self.args.clip_update_norm
-        clip_update(update, self.groups.get, per_layer=limits, total=total)
-        return update
-
-    @torch.no_grad()
-    def _difference(self, working_copy: nn.Module, published: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the client changed, D'_k, float32 on accumulate_device; `published` is used up."""
-        returned = dict(working_copy.named_parameters())
-        if {name: tensor.shape for name, tensor in returned.items()} != self._shapes:
-            wrong = [
-                name
-                for name, shape in self._shapes.items()
-                if name not in returned or returned[name].shape != shape
-            ]
-            raise UserError(
-                f"the client returned a copy whose {(wrong or sorted(returned))[0]} has another name or shape"
-            )
-        update = {}
-        for name, tensor in returned.items():
-            tensor.grad = None
-            before = published.pop(name).float()
-            update[name] = before.neg_().add_(tensor.detach().to(self.accumulate_device).float())
-        check_update(update, self._shapes)
-        return update
-
-    @torch.no_grad()
-    def _apply(self, merged: Mapping[str, Tensor]) -> float:
-        """theta <- theta + merged, computed in float32; returns the update's L2 norm."""
-        check_update(merged, self._shapes)
-        for name, parameter in self.model.named_parameters():
-            precise = torch.promote_types(parameter.dtype, torch.float32)
-            parameter.copy_(parameter.to(precise) + merged[name].to(parameter.device, precise))
-        return l2_norm(list(merged.values()))
-
-    def _clip_scales(self, index: int) -> dict[int | None, float]:
-        if not self.reference:
-            return {}
-        thresholds = self.plan.thresholds_of_round(index)
-        return clip_scales(distances(dict(self.model.named_parameters()), self.reference, self.groups), thresholds)
-
-    def _first_reference(self) -> dict[str, Tensor]:
-        """theta_ref of the first round, float32 on accumulate_device: the public model, else theta_0."""
-        source, path = self.model, self.args.center_reference_model_path
-        if path is not None:
-            source = load_model(path)[0]
-            if {name: parameter.shape for name, parameter in source.named_parameters()} != self._shapes:
-                raise UserError(f"center_reference_model_path '{path}' has other parameters than the model")
-        return {
-            name: parameter.detach().to(self.accumulate_device, torch.float32, copy=True)
-            for name, parameter in source.named_parameters()
-        }
-
-    def _make_plan(self) -> NoisePlan:
-        paths = self.args.center_clip_ref_model_paths
-        norms = None
-        if paths is not None:
-            base = self._first_reference()
-            norms = [layer_distances(load_model(path)[0], base, path) for path in paths]
-        outside = None in self.groups.values()
-        weights = list(self.model.parameters())
-        rms = l2_norm(weights) / math.sqrt(sum(weight.numel() for weight in weights))
-        plan = make_plan(
-            self.args, count_layers(self.groups), outside=outside, reference_norms=norms, weights_rms=rms
-        )
-        if norms is not None and self.args.center_reference_model_path is None:
-            plan.warnings.append(
-                "the quantile policy measures from the protected model itself: give center_reference_model_path"
-            )
-        return plan
-
-    def _count_local_steps(self) -> int:
-        """Steps on each copy. Balanced: R times them are the steps of the plain run, rounded up."""
-        args = self.args
-        steps = args.max_steps
-        if self.data is not None and (steps < 1 or args.local_epochs is not None):
-            rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-            epochs = args.local_epochs if args.local_epochs is not None else args.num_train_epochs
-            assert epochs is not None
-            steps = math.ceil(epochs * math.ceil(len(self.data.forget) / rows))
-        if steps < 1:
-            steps = args.local_max_steps or 0
-        if steps < 1:
-            raise UserError("the local steps are not known: give local_max_steps or max_steps")
-        if args.local_max_steps is not None:
-            return min(steps, args.local_max_steps)
-        return math.ceil(steps / args.rounds_R) if args.auto_balance else steps
 
     def _unlearn(self, model: nn.Module, run_dir: Path, max_steps: int) -> None:
-        """The client of the default run: an `UnlearnTrainer` without checkpoints, the same rows for every copy."""
+        """The client of the default run: the same rows for every copy of a round.
+
+        The affine case cancels only if all copies of a round see the same batches. What a method draws once a run
+        (RMU's direction) hangs on the seed, which stays.
+        """
         args = self.args
         assert self.data is not None
         assert args.data_seed is not None
-        settings = {item.name: getattr(args, item.name) for item in fields(UnlearnArguments) if item.init}
-        settings |= {
-            "output_dir": str(run_dir),
-            "max_steps": max_steps,
-            "save_strategy": "no",
-            "eval_strategy": "no",
-            "load_best_model_at_end": False,
-            "fingerprint": False,
-            # The affine case cancels only if all copies of a round see the same batches. What a method draws
-            # once a run (RMU's direction) hangs on the seed, which stays.
-            "data_seed": args.data_seed + self.round_index,
-        }
-        trained: nn.Module = model
-        if args.lora:
-            assert isinstance(model, PreTrainedModel)
-            trained = add_lora(model, LoraSettings(args.lora_r, args.lora_alpha, seed=args.seed))
-        trainer = UnlearnTrainer(trained, UnlearnArguments(**settings), self.data, processing_class=self.tokenizer)
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        if args.lora:
-            trained.merge_and_unload()  # type: ignore[operator]
+        unlearn(
+            model,
+            self.data,
+            args,
+            str(run_dir),
+            max_steps=max_steps,
+            adapters=LoraSettings(args.lora_r, args.lora_alpha, seed=args.seed) if args.lora else None,
+            data_seed=args.data_seed + self.round_index,
+            tokenizer=self.tokenizer,
+        )

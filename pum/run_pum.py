@@ -1,73 +1,69 @@
 """Unlearn on disguised noisy copies and merge: `python -m pum.run_pum --help`.
 
 Writes the merged model, `privacy.json`, `metrics.json`, `evals/` and the inner runs' folders into `--output_dir`.
-Arguments carry the names of the run guide; those that are null by default take "null" as a value.
+Arguments carry the names of the run guide; those that are null by default take "null" as a value. A command that
+was killed goes on when it is given again. Several processes (`accelerate launch`) share the copies.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
 
 from transformers import PrinterCallback
 
 from pum.arguments import PUMArguments
-from pum.pum_trainer import PUMTrainer
-from pum.unlearn.running import RunArguments, finish, load, prepare_folder, unlearn_data
+from pum.privacy import summary
+from pum.publish import without_nulls
+from pum.pum_trainer import PRIVATE, PUMTrainer
+from pum.unlearn.running import Loaded, RunArguments, finish, load, prepare_folder, unlearn_data
+from pum.workers import Workers, join
 from src.utils import Parser, run_cli
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run from the command line; raises `UserError` before anything is written where the input is wrong."""
     words = drop_nulls(sys.argv[1:] if argv is None else argv)
+    workers = join()
+    if not workers.is_first:
+        workers.wait("ready 0")  # what is wrong with the input, the first process finds and says
+    prepared: list[tuple[RunArguments, Loaded, PUMTrainer]] = []
+    workers.tell(f"ready {workers.rank}", lambda: prepared.append(_prepare(words, workers)))
+    ((run, loaded, trainer),) = prepared
+    begin = time.perf_counter()
+    trainer.train(keeps_private=True)
+    if not workers.is_first:
+        return
+    seconds = time.perf_counter() - begin
+    privacy = trainer.privacy()
+    extra = {"method": trainer.args.method, "kind": "PUM", "lora": trainer.args.lora, "privacy": privacy}
+    finish(trainer.model, loaded, run, trainer.args, train_seconds=seconds, extra=extra)
+    trainer.discard_private()
+    print(summary(privacy))
+
+
+def _prepare(words: Sequence[str], workers: Workers) -> tuple[RunArguments, Loaded, PUMTrainer]:
+    """All that can be wrong is found here; the first process then makes the run's folder."""
     run, args = Parser((RunArguments, PUMArguments)).parse(words)
     loaded = load(run, args.device)
     data = unlearn_data(loaded, run, args)
-    trainer = PUMTrainer(loaded.model, args, data, processing_class=loaded.tokenizer)
+    folder = Path(args.output_dir)
+    replaces = run.overwrite_output_dir or (folder / "SMOKE").exists()
+    trainer = PUMTrainer(loaded.model, args, data, processing_class=loaded.tokenizer, workers=workers)
     trainer.remove_callback(PrinterCallback)
-    prepare_folder(Path(args.output_dir), run)
-    begin = time.perf_counter()
-    trainer.train()
-    seconds = time.perf_counter() - begin
-    privacy = trainer.privacy()
-    extra = {"method": args.method, "kind": "PUM", "lora": args.lora, "privacy": privacy}
-    finish(trainer.model, loaded, run, args, train_seconds=seconds, extra=extra)
-    print(summary(privacy))
+    if workers.is_first and (run.overwrite_output_dir or not trainer.is_interrupted):
+        prepare_folder(folder, run)
+        if replaces:
+            shutil.rmtree(folder / PRIVATE, ignore_errors=True)
+    return run, loaded, trainer
 
 
 def drop_nulls(argv: Sequence[str]) -> list[str]:
     """`argv` without the pairs `--name null` whose argument is null by default anyway."""
-    nullable = {
-        f"--{item.name}"
-        for arguments in (RunArguments, PUMArguments)
-        for item in fields(arguments)
-        if item.default is None and item.default_factory is MISSING
-    }
-    kept: list[str] = []
-    for word in argv:
-        if word == "null" and kept and kept[-1] in nullable:
-            kept.pop()
-        else:
-            kept.append(word)
-    return kept
-
-
-def summary(privacy: dict[str, Any]) -> str:
-    """What the run says about the server's weights, in a few lines."""
-    lines = [f"secrets             {privacy['secrets']}"]
-    for name in ("paper", "joint"):
-        bound = privacy[name]
-        epsilon = "none" if bound["epsilon"] is None else f"{bound['epsilon']:.4g} at delta {privacy['delta']:g}"
-        lines.append(f"epsilon, {name:<11}{epsilon} ({bound['why']})")
-    for key, text in (("published_bare", "published bare"), ("bound_void_for", "bound void for")):
-        found = privacy[key]
-        names = ", ".join(found["parameters"][:3]) + (", ..." if len(found["parameters"]) > 3 else "")
-        lines.append(f"{text:<20}{found['share']:.1%} of the weights" + (f": {names}" if names else ""))
-    return "\n".join(lines + [f"warning             {warning}" for warning in privacy["warnings"]])
+    return without_nulls(argv, RunArguments, PUMArguments)
 
 
 if __name__ == "__main__":

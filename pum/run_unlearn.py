@@ -34,6 +34,7 @@ from pum.unlearn.running import (
 )
 from pum.unlearn.tiny import tiny_models
 from pum.unlearn.trainer import UnlearnTrainer
+from src.engine.processes import is_first, on_first
 from src.lora import LoraSettings, add_lora
 from src.tofu.evaluation import evaluate
 from src.tofu.logs import EVAL, summary_of
@@ -72,8 +73,10 @@ def unlearn(argv: Sequence[str]) -> None:
     data = unlearn_data(loaded, run, args)
     model = lora.wrap(loaded.model, args.seed)
     trainer = UnlearnTrainer(model, args, data, processing_class=loaded.tokenizer)
-    prepare_folder(Path(args.output_dir), run)
+    on_first(lambda: prepare_folder(Path(args.output_dir), run))
     seconds = timed_training(trainer)
+    if not is_first():
+        return
     extra = {"method": args.method, "kind": "plain", "lora": lora.lora}
     metrics = finish(model, loaded, run, args, train_seconds=seconds, extra=extra)
     print_scores(metrics["scores"])

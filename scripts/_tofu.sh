@@ -35,7 +35,9 @@ LORA=${LORA:-}
 LORA_R=${LORA_R:-8}
 LORA_ALPHA=${LORA_ALPHA:-16}
 NUM_GPUS=${NUM_GPUS:-1}
-[ "$NUM_GPUS" = 1 ] || fail "NUM_GPUS=$NUM_GPUS: unlearning runs on one process; unset NUM_GPUS"
+# Of the runs themselves: a plain one shares its batches among the processes, PUM its copies.
+launcher=()
+if [ "$NUM_GPUS" != 1 ]; then launcher=(scripts.launch "$NUM_GPUS"); fi
 
 # Of the inner method; empty: its own default.
 GAMMA=${GAMMA:-}

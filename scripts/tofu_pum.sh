@@ -49,7 +49,7 @@ PUM_USE_REPARAM=${PUM_USE_REPARAM:-true}
 SECRET_SEED=${SECRET_SEED:-null} # reproducible secrets for experiments: such a run is not private
 
 pum() {
-    run_module pum.run_pum "${options[@]}" --inner_handler "$method" \
+    run_module ${launcher[@]+"${launcher[@]}"} pum.run_pum "${options[@]}" --inner_handler "$method" \
         --copies_m "$PUM_COPIES_M" --rounds_R "$PUM_ROUNDS_R" \
         --alpha_min "$PUM_ALPHA_MIN" --alpha_max "$PUM_ALPHA_MAX" --eta_srv "$PUM_ETA_SRV" \
         --theta_ref_beta "$PUM_THETA_REF_BETA" --server_center_clipping "$PUM_SERVER_CENTER_CLIP" \

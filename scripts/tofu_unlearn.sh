@@ -7,7 +7,7 @@ DEFAULT_METHODS=NPO
 source "$(dirname "${BASH_SOURCE[0]}")/_tofu.sh"
 
 plain() {
-    run_module pum.run_unlearn unlearn "${options[@]}" --method "$method"
+    run_module ${launcher[@]+"${launcher[@]}"} pum.run_unlearn unlearn "${options[@]}" --method "$method"
 }
 
 run_all plain ""

@@ -56,8 +56,7 @@ class UnlearnArguments(MethodSettings, TrainingArguments):
                 raise UserError(f"{name} must be positive, got {value}")
         if self.warmup_epochs < 0:
             raise UserError(f"warmup_epochs must be at least 0, got {self.warmup_epochs}")
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError("this trainer runs on one process; unset NUM_GPUS")
+        self._share_batch(int(os.environ.get("WORLD_SIZE", "1")))
         if self.num_train_epochs is None:
             self.num_train_epochs = method.epochs
         super().__post_init__()
@@ -66,3 +65,16 @@ class UnlearnArguments(MethodSettings, TrainingArguments):
             self.data_seed = self.seed  # otherwise the order of rows hangs on the global generator
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type == "cuda"
         self._n_gpu = min(self.n_gpu, 1)  # otherwise Trainer wraps the model in DataParallel
+
+    def _share_batch(self, processes: int) -> None:
+        """Leave each of several processes its part of the effective batch, which stays what it is in one."""
+        batch, accumulation = self.per_device_train_batch_size, self.gradient_accumulation_steps
+        if accumulation % processes == 0:
+            self.gradient_accumulation_steps = accumulation // processes
+        elif batch % processes == 0:
+            self.per_device_train_batch_size = batch // processes
+        else:
+            raise UserError(
+                f"{processes} processes cannot share a batch of {batch} x {accumulation}: make the batch or the"
+                " accumulation a multiple of NUM_GPUS"
+            )

@@ -31,11 +31,17 @@ class UnlearnData:
 
 
 class PairedRows(Dataset[dict[str, Item]]):
-    """Forget rows, each with a retain row drawn anew at every access by a generator of their own."""
+    """Forget rows, each with a retain row drawn anew at every access by a generator of their own.
 
-    def __init__(self, data: UnlearnData, seed: int) -> None:
+    Of several processes each gets every size-th batch of `batch` rows. Its draws are those that the rows of these
+    batches would get in one process.
+    """
+
+    def __init__(self, data: UnlearnData, seed: int, *, batch: int = 1, place: tuple[int, int] = (0, 1)) -> None:
         self.data = data
         self.generator = torch.Generator().manual_seed(seed)
+        self._batch, (self._rank, self._size) = batch, place
+        self._accesses = self._drawn = 0
 
     def __len__(self) -> int:
         return len(self.data.forget)
@@ -46,9 +52,18 @@ class PairedRows(Dataset[dict[str, Item]]):
         if "refusal" in forget:
             item["refusal"] = forget["refusal"]
         if self.data.retain:
-            drawn = int(torch.randint(len(self.data.retain), (1,), generator=self.generator))
-            item["retain"] = self.data.retain[drawn]
+            item["retain"] = self.data.retain[self._draw()]
         return item
+
+    def _draw(self) -> int:
+        batch, position = divmod(self._accesses, self._batch)
+        self._accesses += 1
+        end = (batch * self._size + self._rank) * self._batch + position + 1
+        values = torch.zeros(1, dtype=torch.int64)
+        while self._drawn < end:
+            values = torch.randint(len(self.data.retain), (1,), generator=self.generator)
+            self._drawn += 1
+        return int(values)
 
 
 def collate_pairs(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pum.unlearn.base import IGNORED, Batch, Defaults, Rows, UnlearnMethod, answer_logits, masked_mean
 from pum.unlearn.settings import MethodSettings
+from src.engine.processes import average_
 
 
 def margin_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -61,6 +62,7 @@ class PDU(UnlearnMethod):
         return loss
 
     def after_step(self, epoch: float) -> None:
+        average_(self._retain_losses)
         losses = [float(loss) for loss in self._retain_losses]
         self._retain_losses.clear()
         if not losses or epoch < self.setting("pdu_warmup_epochs"):

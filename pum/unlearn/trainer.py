@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from transformers import (
 from pum.unlearn import get_method
 from pum.unlearn.arguments import UnlearnArguments
 from pum.unlearn.data import PairedRows, UnlearnData, collate_pairs
+from src.engine.processes import average_, place
 from src.tofu.logs import weights_digest
 from src.utils import UserError, write_json
 
@@ -58,7 +60,7 @@ class UnlearnTrainer(Trainer):
         super().__init__(
             model,
             args,
-            train_dataset=PairedRows(data, args.data_seed),
+            train_dataset=PairedRows(data, args.data_seed, batch=args.train_batch_size, place=place()),
             data_collator=lambda items: collate_pairs(items, data.collator),
             processing_class=processing_class,
             **kwargs,
@@ -76,10 +78,22 @@ class UnlearnTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, None]:
         loss = self.method.loss(model, inputs)
-        if not torch.isfinite(loss):
+        average_([mean := loss.detach().clone()])  # a process that stops alone would leave the others waiting
+        if not torch.isfinite(mean):
             step = self.state.global_step + 1
-            raise UserError(f"{self.args.method}: the loss of step {step} is {loss.item()}; lower --learning_rate")
+            raise UserError(f"{self.args.method}: the loss of step {step} is {mean.item()}; lower --learning_rate")
         return (loss, None) if return_outputs else loss
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """The base's step. Of several processes, the gradients of a step are averaged at its end, all at once.
+
+        The library's wrapper would wait for gradients of every parameter, of which RMU has none above its layer.
+        """
+        with model.no_sync() if hasattr(model, "no_sync") else nullcontext():  # type: ignore[operator]
+            loss = super().training_step(model, *args, **kwargs)
+        if self.accelerator.sync_gradients:
+            average_(p.grad for p in model.parameters() if p.grad is not None)
+        return loss
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The base's scheduler; where `warmup_steps` is 0, `warmup_epochs` say how long the warm-up is."""
@@ -101,7 +115,8 @@ class UnlearnTrainer(Trainer):
 def set_warmup(args: TrainingArguments, epochs: float, num_rows: int, num_training_steps: int) -> None:
     """Set `args.warmup_steps`, where it is 0, to that many epochs, and at most to half of the run."""
     if args.warmup_steps == 0:
-        steps_an_epoch = math.ceil(num_rows / (args.train_batch_size * args.gradient_accumulation_steps))
+        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        steps_an_epoch = math.ceil(num_rows / batch)
         args.warmup_steps = min(int(epochs * steps_an_epoch), num_training_steps // 2)
 
 

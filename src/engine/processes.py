@@ -8,7 +8,7 @@ everything here is a plain call.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import numpy as np
@@ -82,6 +82,20 @@ def spread(
     for index, part in enumerate(parts):
         result[index::size] = part[: len(rows[index::size])].cpu()
     return result
+
+
+def average_(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor, in place, by its mean over the processes, which all give the same shapes in one order.
+
+    Sums are taken in float32 at least. In one process nothing is done.
+    """
+    _, size = place()
+    if size == 1:
+        return
+    for tensor in tensors:
+        total = tensor.to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
+        distributed.all_reduce(total)
+        tensor.copy_(total.div_(size))
 
 
 def check_equal(what: str, value: str) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from pum.aggregate import HarmonicMean, clip_update, l2_norm
+from pum.aggregate import HarmonicMean, clip_factors, l2_norm, scaled
 from src.utils import UserError
 
 Update = dict[str, Tensor]
@@ -77,6 +79,11 @@ def test_broken_updates_change_nothing() -> None:
         HarmonicMean(eta=math.nan)
     with pytest.raises(UserError, match="NaN"):
         HarmonicMean().add({"a": torch.tensor([math.nan])}, 1.0)
+
+
+def clip_update(update: Update, group_of: Callable[[str], int | None], **limits: Any) -> None:
+    for name, factors in clip_factors(update, group_of, **limits).items():
+        update[name] = scaled(update[name], factors)
 
 
 def test_clipping_per_layer_then_all() -> None:

@@ -105,8 +105,12 @@ def test_secrets_come_from_entropy_unless_a_seed_is_given() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
     entropy = SecretSource()
-    draws = [torch.randn(4, generator=entropy.generator("noise", 0, 0)) for _ in range(2)]
+    draws = [torch.randn(4, generator=source.generator("noise", 0, 0)) for source in (entropy, SecretSource())]
     assert not torch.equal(*draws)
+    again = torch.randn(4, generator=SecretSource(entropy.key).generator("noise", 0, 0))
+    assert torch.equal(again, draws[0])  # a pure function of the key
+    assert entropy.key is not None
+    assert len(entropy.key) == 32
     assert entropy.label == "operating-system entropy"
     assert not entropy.reproducible
     seeded = SecretSource(7)

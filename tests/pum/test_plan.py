@@ -92,7 +92,7 @@ def test_contradictions_are_one_line(settings: dict[str, Any], message: str) -> 
 
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="one process"):
+    with pytest.raises(UserError, match="train alone"):
         arguments()
 
 

@@ -13,7 +13,6 @@ from builders import make_tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from pum import pum_trainer
 from pum.arguments import PUMArguments
 from pum.pum_trainer import PUMTrainer
 from pum.unlearn.arguments import UnlearnArguments
@@ -94,13 +93,13 @@ def test_whole_run_saves_model_and_report(tmp_path: Path) -> None:
 def test_client_may_train_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, seen = m.tiny("llama"), []
     before = m.state(model)
-    right = pum_trainer.UnlearnTrainer.train
+    right = UnlearnTrainer.train
 
     def spy(self: UnlearnTrainer, *args: Any, **kwargs: Any) -> Any:
         seen.append({name for name, parameter in self.model.named_parameters() if parameter.requires_grad})
         return right(self, *args, **kwargs)
 
-    monkeypatch.setattr(pum_trainer.UnlearnTrainer, "train", spy)
+    monkeypatch.setattr(UnlearnTrainer, "train", spy)
     args = PUMArguments(output_dir=str(tmp_path), **RECIPE, lora=True, sigma=0.01, copies_m=2)
     PUMTrainer(model, args, DATA).train()
     assert len(seen) == 2
