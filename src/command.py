@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any
 
+from src.engine.processes import is_first
 from src.evaluating import EvaluationArguments, evaluate
 from src.running import RunArguments, run
 from src.upstream import translated
@@ -24,12 +25,12 @@ def command(kind: type[ZOArguments], make_trainer: Callable[..., Any], argv: Seq
     """
     given = sys.argv[1:] if argv is None else list(argv)
     words, notes = translated(given)
-    settings = Parser(RunArguments).parse_known(words)
+    settings = Parser(RunArguments, add_help=False).parse_known(words)
     if not settings.trains:
         settings, args = Parser((RunArguments, EvaluationArguments)).parse(words)
     else:
         settings, args = Parser((RunArguments, kind)).parse(words)
-    for note in notes:
+    for note in notes if is_first() else []:
         print(f"note: {note}", file=sys.stderr)
     several = settings.each_train_set()
     for number, one in enumerate(several):

@@ -123,6 +123,14 @@ def test_the_sources_own_command_lines_run(line, more, loss, flat, text_model, c
     assert "note: --load_" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("main", "option"), [(run_paczo.main, "--pac_mi"), (run_dp_zo.main, "--dp_epsilon")])
+def test_help_shows_every_option(main, option, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert all(word in said for word in (option, "--task_name", "--train_on", "--max_steps", "--sfc"))
+
+
 def test_the_drawn_samples_are_the_sources(text_model, capsys):
     train(text_model, "--task_name", "SST2", "--train_set_seed", "3", "--verbose")
     rows = (SAMPLE_DATA / "sst2/validation.jsonl").read_text().splitlines()
