@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from src.engine.batching import Indices, MicroBatch, ScoredSequence
 from src.engine.generation import GenerationF1
+from src.engine.heads import only_head_trained
 from src.engine.objective import Objective, Samples, as_rows
 from src.engine.scoring import BranchScorer, NextTokenScorer, Scorer, SequenceScorer
 from src.utils import encode
@@ -64,7 +65,9 @@ class CandidateScoring(Objective):
         kind: type[Scorer] = SequenceScorer
         if all(_share_prompt(group) for group in groups):
             one_token = all(len(s.ids) == s.start + 1 for group in groups for s in group)
-            kind = NextTokenScorer if one_token else BranchScorer
+            # Candidates as whole sequences have states that can be kept where only the head is trained.
+            several = SequenceScorer if only_head_trained(model) else BranchScorer
+            kind = NextTokenScorer if one_token else several
         self._scorer = kind(model, groups, self.device)
         self.num_tokens = self._scorer.num_tokens
 

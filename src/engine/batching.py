@@ -33,9 +33,9 @@ class ScoredSequence:
     start: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """Sequences that go through the model together.
+    """Sequences that go through the model together. Two are equal where they are the same object.
 
     Attributes:
         rows: int64 (B,), which of the table's sequences these are.

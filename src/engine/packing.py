@@ -1,8 +1,9 @@
 """Sequences of different lengths in one row, one behind the other, without padding.
 
-The linear layers, where the time goes, then see real tokens only, and many at once. Attention runs through the
-library's own SDPA function on each group of equally long sequences. That needs a model whose layers mix tokens in
-transformers' attention interface and nowhere else, and which takes `position_ids`; `can_pack` finds out.
+The linear layers, where the time goes, then see real tokens only, and many at once. Attention runs on each group
+of equally long sequences as it would on a batch of them (`src/engine/attention.py`). That needs a model whose
+layers mix tokens in transformers' attention interface and nowhere else, and which takes `position_ids`; `can_pack`
+finds out.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from src.engine.attention import NAME as PREFIX_SDPA
+from src.engine.attention import attention, attention_by
 
 NAME = "packed_sdpa"
 # Configuration entries by which a layer may look at less than the whole sequence.
@@ -73,7 +76,7 @@ def _packed_attention(
             tensor[0, :, begin : begin + count * length].unflatten(1, (count, length)).transpose(0, 1)
             for tensor in (query, key, value)
         )
-        parts.append(sdpa_attention_forward(module, q, k, v, None, **kwargs)[0].flatten(0, 1))
+        parts.append(attention(module, q, k, v, None, **kwargs)[0].flatten(0, 1))
     return torch.cat(parts)[None], None
 
 
@@ -83,13 +86,11 @@ AttentionInterface.register(NAME, _packed_attention)
 @contextmanager
 def packed(model: nn.Module, layout: Layout) -> Iterator[None]:
     """Inside, the model's attention treats its one row as the sequences of `layout`."""
-    config: Any = model.config
-    before, token = config._attn_implementation, _layout.set(layout)
-    config._attn_implementation = NAME
+    token = _layout.set(layout)
     try:
-        yield
+        with attention_by(model, NAME):
+            yield
     finally:
-        config._attn_implementation = before
         _layout.reset(token)
 
 
@@ -109,7 +110,9 @@ def can_pack(model: nn.Module, longest: int) -> bool:
     """
     config: Any = getattr(model, "config", None)
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    if next(model.parameters()).device.type != "cpu" or getattr(config, "_attn_implementation", None) != "sdpa":
+    if next(model.parameters()).device.type != "cpu":
+        return False
+    if getattr(config, "_attn_implementation", None) not in ("sdpa", PREFIX_SDPA):
         return False
     if "position_ids" not in inspect.signature(base.forward).parameters:
         return False

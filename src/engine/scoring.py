@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from src.engine.batching import Indices, MicroBatch, ScoredSequence, TokenTable
+from src.engine.heads import KeptStates, RowsHead, candidate_logits
 from src.engine.packing import can_pack, packed
 
 # Logits over the whole vocabulary that are held at once, in float32.
@@ -40,6 +42,7 @@ class Scorer:
         self.present = torch.from_numpy(np.arange(self.width) < counts[:, None]).to(device)
         self._packs = self.packable and can_pack(model, max(len(s.ids) for group in groups for s in group))
         self._plan: tuple[tuple[int, bytes | None], list[Any]] | None = None
+        self._logits = KeptStates(model, scored_logits)
 
     @property
     def num_tokens(self) -> int:
@@ -86,7 +89,7 @@ class NextTokenScorer(Scorer):
     def _scores(self, plan: list[MicroBatch], rows: Indices | None) -> Tensor:
         logits = torch.empty(len(self.columns), len(self.vocabulary), device=self.device)
         for batch in plan:
-            logits[batch.rows] = scored_logits(self.model, batch, self.vocabulary).float()
+            logits[batch.rows] = self._logits(batch, self.vocabulary).float()
         scores = logits.gather(1, self.columns).masked_fill(~self.present, float("-inf"))
         return scores if rows is None else scores[torch.from_numpy(rows).to(self.device)]
 
@@ -114,7 +117,7 @@ class SequenceScorer(Scorer):
     def _scores(self, plan: list[MicroBatch], rows: Indices | None) -> Tensor:
         totals = torch.zeros_like(self.lengths)
         for batch in plan:
-            logits = scored_logits(self.model, batch)
+            logits = self._logits(batch)
             totals.index_add_(0, batch.owners, token_log_probs(logits, batch.targets))
         scores = torch.full(self.present.shape, float("-inf"), device=self.device)
         scores.masked_scatter_(self.present, totals / self.lengths)
@@ -215,20 +218,15 @@ def scored_logits(model: nn.Module, batch: MicroBatch, vocabulary: Tensor | None
 def restricted_head(model: nn.Module, positions: Tensor, vocabulary: Tensor | None = None) -> Iterator[None]:
     """Inside, the head sees the hidden states at `positions` (2, P) only, and scores `vocabulary` (V,) only."""
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
-    plain = type(head) is nn.Linear
 
     def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden = args[0]
         rows, columns = positions
         return (hidden[rows, columns], *args[1:])
 
-    def candidate_rows(hidden: Tensor) -> Tensor:
-        bias = None if head.bias is None else head.bias[vocabulary]
-        return functional.linear(hidden, head.weight[vocabulary], bias)
-
     hooks = [head.register_forward_pre_hook(select)]
-    if vocabulary is not None and plain:
-        head.forward = candidate_rows
+    if vocabulary is not None and type(head) in (nn.Linear, RowsHead):
+        head.forward = partial(candidate_logits, head, vocabulary=vocabulary)
     elif vocabulary is not None:
         hooks.append(head.register_forward_hook(lambda _m, _a, output: output[:, vocabulary]))
     try:
