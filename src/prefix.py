@@ -7,6 +7,8 @@ in `src/engine/attention.py`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, replace
 from typing import Any, ClassVar
 
@@ -65,7 +67,9 @@ def add_prefix(model: PreTrainedModel, settings: PrefixSettings = PrefixSettings
     for module, keys, values in calls:
         if not settings.init_by_real_act:
             keys, values = (_normal(tensor, generator) for tensor in (keys, values))
-        module.prefix = Prefix(keys[0].clone(), values[0].clone())
+        module.prefix = Prefix(
+            *(tensor[0].clone(memory_format=torch.contiguous_format) for tensor in (keys, values))
+        )
     model.config._attn_implementation = NAME
     return mark(model, settings)
 
@@ -87,11 +91,23 @@ def _calls(model: PreTrainedModel, settings: PrefixSettings) -> list[tuple[nn.Mo
     if config._attn_implementation != "sdpa":
         raise UserError(f"prefix tuning needs the sdpa attention, the model has {config._attn_implementation}")
     tokens = settings.tokens or (0,) * settings.num_prefix
-    calls = keys_and_values(model, torch.tensor([tokens], device=model.device))
+    with _one_thread():
+        calls = keys_and_values(model, torch.tensor([tokens], device=model.device))
     counts = len(calls), len({module for module, _, _ in calls})
     if counts != (config.num_hidden_layers, config.num_hidden_layers):
         raise UserError(f"prefix tuning does not reach every layer of model type '{config.model_type}'")
     return calls
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Inside, a CPU's sums do not depend on how many threads share them: a replay must find the same start."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
