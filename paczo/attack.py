@@ -16,14 +16,18 @@ from numpy.typing import NDArray
 from scipy.special import log_ndtr
 from scipy.stats import beta
 
-from paczo.mechanisms import NonPrivate, PacMI, PacZPL
+from paczo.mechanisms import NonPrivate, PacMI, PacZPL, Release
 from paczo.pac_utils import clip_derivatives, draw_membership, subset_signs
 from paczo.randomness import SecretRandom
 
 Floats = NDArray[np.float64]
 
 NUM_SAMPLES, DIMENSION, CLIP, LEARNING_RATE = 16, 6, 4.0, 0.05
-MECHANISMS = ("pac-mi", "pac-zpl", "zpl-follows-secret", "quant_half")
+# PAC-MI by the bit, and PAC-ZPL that abstains, beside the paper's.
+CHARGES = {"pac-mi": "real", "pac-mi-bit": "bit"}
+ABSTAINS = {"pac-zpl": False, "pac-zpl-abstain": True}
+CONTROLS = ("zpl-follows-secret", "quant_half")
+MECHANISMS = (*CHARGES, *ABSTAINS, *CONTROLS)
 _FOLLOWED = 0.9
 
 
@@ -32,7 +36,7 @@ class Setting:
     """What is attacked.
 
     Attributes:
-        mechanism: one of `MECHANISMS`; the last two are controls without privacy.
+        mechanism: one of `MECHANISMS`; `CONTROLS` are without privacy.
         claimed_nats: the budget that the run states; the bound follows from it.
         spent_nats: the budget that the mechanism is really given, larger in a control.
         directions: K.
@@ -49,7 +53,7 @@ class Setting:
 
     @property
     def is_control(self) -> bool:
-        return self.mechanism in MECHANISMS[2:] or self.spent_nats > self.claimed_nats
+        return self.mechanism in CONTROLS or self.spent_nats > self.claimed_nats
 
     @property
     def name(self) -> str:
@@ -65,8 +69,9 @@ class Runs:
     Attributes:
         signs: (R, n, M), of the subsets' means.
         bits: (R, n), as published.
-        noise_std: (R, n), sigma; inf where a release was free.
-        noisy_signs: (R, n), r; 0 where a release was free.
+        noise_std: (R, n), sigma; inf where there was none.
+        noisy_signs: (R, n), r; 0 where there was none.
+        flips: (R, n), probability of a turned sign; 1/2 where there was none.
         secret: (R,), S*.
         member: bool (R, M), the subsets that hold the target sample.
     """
@@ -75,6 +80,7 @@ class Runs:
     bits: Floats
     noise_std: Floats
     noisy_signs: Floats
+    flips: Floats
     secret: NDArray[np.int64]
     member: NDArray[np.bool_]
 
@@ -88,7 +94,7 @@ def play(setting: Setting, runs: int, seed: int) -> Runs:
     count = setting.steps * setting.directions
     shape = (runs, count)
     signs = np.empty((*shape, setting.num_subsets))
-    bits, noise_std, noisy = np.empty(shape), np.full(shape, np.inf), np.zeros(shape)
+    bits, noise_std, noisy, flips = np.empty(shape), np.full(shape, np.inf), np.zeros(shape), np.full(shape, 0.5)
     secret = np.empty(runs, dtype=np.int64)
     member = np.empty((runs, setting.num_subsets), dtype=bool)
     for run in range(runs):
@@ -108,38 +114,35 @@ def play(setting: Setting, runs: int, seed: int) -> Runs:
                 derivatives = clip_derivatives((theta - points) @ z, CLIP).astype(np.float64)
                 current = subset_signs(derivatives, membership)
                 signs[at] = current
-                bits[at], sigma, r = release(derivatives, current)
-                if sigma is not None:
-                    noise_std[at], noisy[at] = sigma, r
+                released = release(derivatives, current)
+                bits[at] = released.bit
+                if released.noise_std is not None:
+                    noise_std[at], noisy[at] = released.noise_std, released.noisy_sign
+                if released.flip is not None:
+                    flips[at] = released.flip
                 update += bits[at] * z / setting.directions
             theta = theta - LEARNING_RATE * update
-    return Runs(signs, bits, noise_std, noisy, secret, member)
+    return Runs(signs, bits, noise_std, noisy, flips, secret, member)
 
 
 def _releaser(
     setting: Setting, secret: int, membership: NDArray[np.bool_], stream: SecretRandom
-) -> Callable[[Floats, NDArray[np.int8]], tuple[float, float | None, float]]:
-    """A function of derivatives and signs that gives (bit, sigma or None, r)."""
-    num_subsets = setting.num_subsets
-    if setting.mechanism == "pac-mi":
-        mechanism = PacMI(
-            num_subsets, secret, setting.spent_nats, setting.steps, stream, directions=setting.directions
-        )
-
-        def pac_mi(_: Floats, signs: NDArray[np.int8]) -> tuple[float, float | None, float]:
-            release = mechanism.release(signs)
-            return release.bit, release.noise_std, release.noisy_sign or 0.0
-
-        return pac_mi
-    if setting.mechanism == "pac-zpl":
-        zpl = PacZPL(num_subsets, secret, stream)
-        return lambda _, signs: (zpl.release(signs).bit, None, 0.0)
-    if setting.mechanism == "zpl-follows-secret":  # and so it does where they agree
-        return lambda _, signs: (float(signs[secret]), None, 0.0)
-    if setting.mechanism == "quant_half":
+) -> Callable[[Floats, NDArray[np.int8]], Release]:
+    """A function of derivatives and signs."""
+    num_subsets, name = setting.num_subsets, setting.mechanism
+    if name in CHARGES:
+        nats, steps, directions = setting.spent_nats, setting.steps, setting.directions
+        mi = PacMI(num_subsets, secret, nats, steps, stream, directions=directions, charge=CHARGES[name])
+        return lambda _, signs: mi.release(signs)
+    if name in ABSTAINS:
+        zpl = PacZPL(num_subsets, secret, stream, abstain=ABSTAINS[name])
+        return lambda _, signs: zpl.release(signs)
+    if name == "zpl-follows-secret":  # and so it does where they agree
+        return lambda _, signs: Release(float(signs[secret]), 0.0, "coin")
+    if name == "quant_half":
         half = NonPrivate("quant_half", membership[:, secret], stream)
-        return lambda derivatives, _: (half.release(derivatives).bit, None, 0.0)
-    raise ValueError(f"unknown mechanism '{setting.mechanism}'; known: {', '.join(MECHANISMS)}")
+        return lambda derivatives, _: half.release(derivatives)
+    raise ValueError(f"unknown mechanism '{name}'; known: {', '.join(MECHANISMS)}")
 
 
 def log_posterior_from_bits(runs: Runs) -> Floats:
@@ -160,10 +163,17 @@ def log_posterior_from_noisy_signs(runs: Runs) -> Floats:
     return total
 
 
+def log_posterior_from_flips(runs: Runs) -> Floats:
+    """(R, M) up to a constant: exact Bayes where b = s with probability 1 - flip; he can compute every flip."""
+    half_log_odds = 0.5 * np.log1p((1.0 - 2.0 * runs.flips) / runs.flips)
+    return ((runs.bits * half_log_odds)[:, :, None] * runs.signs).sum(axis=1)
+
+
 def log_posterior_of_a_sceptic(runs: Runs) -> Floats:
     """(R, M) up to a constant, of one who trusts no mechanism: each bit is S*'s sign with probability 0.9.
 
-    Steps on which all subsets agree drop out by themselves. It finds whatever follows the secret.
+    Steps on which all subsets agree drop out by themselves, as do those without a bit. It finds whatever follows
+    the secret.
     """
     agrees = runs.bits[:, :, None] == runs.signs
     return agrees.sum(axis=1) * math.log(_FOLLOWED / (1.0 - _FOLLOWED))
@@ -172,8 +182,15 @@ def log_posterior_of_a_sceptic(runs: Runs) -> Floats:
 ATTACKS: dict[str, Callable[[Runs], Floats]] = {
     "bits and sigma": log_posterior_from_bits,
     "noisy values": log_posterior_from_noisy_signs,
+    "bits and flips": log_posterior_from_flips,
     "sceptic": log_posterior_of_a_sceptic,
 }
+
+
+def attacks_on(mechanism: str) -> list[str]:
+    """The names of the attacks that fit a mechanism: the sceptic's, and those from what its releases have."""
+    fitting = {"pac-mi": ["bits and sigma", "noisy values"], "pac-mi-bit": ["bits and flips"]}
+    return [*fitting.get(mechanism, []), "sceptic"]
 
 
 def index_hits(runs: Runs, log_posterior: Floats, rng: np.random.Generator) -> int:

@@ -17,7 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from paczo.attack import ATTACKS, Setting, clopper_pearson, index_hits, member_hits, play
+from paczo.attack import (
+    ABSTAINS,
+    ATTACKS,
+    CHARGES,
+    Setting,
+    attacks_on,
+    clopper_pearson,
+    index_hits,
+    member_hits,
+    play,
+)
 from paczo.bounds import posterior_success
 from src.utils import Parser, UserError, one_line, run_cli, write_json
 
@@ -69,16 +79,19 @@ class Finding:
 
 
 def settings() -> list[Setting]:
-    """PAC-MI at several budgets and PAC-ZPL, each with K of 1 and 4; then what must be caught.
+    """PAC-MI with both charges at several budgets and PAC-ZPL with coins and without, with K of 1 and 4; then what
+    must be caught.
 
     One release between two subsets that are each other's complement is the case that is closest to the bound.
     """
     private = [Setting("pac-mi", nats, nats, k) for nats in BUDGETS for k in (1, 4)]
-    private += [Setting("pac-mi", nats, nats, 1, num_subsets=2, steps=1) for nats in BUDGETS]
-    private += [Setting("pac-zpl", 0.0, 0.0, k) for k in (1, 4)]
+    private += [Setting("pac-mi-bit", nats, nats, k) for nats, k in zip(BUDGETS, (1, 4, 1, 4), strict=True)]
+    private += [Setting(name, nats, nats, 1, num_subsets=2, steps=1) for name in CHARGES for nats in BUDGETS]
+    private += [Setting(name, 0.0, 0.0, k) for name in ABSTAINS for k in (1, 4)]
     controls = [
         Setting("pac-mi", nats, 20 * nats, k, num_subsets=2) for nats, k in ((0.05, 1), (0.11, 1), (0.11, 4))
     ]
+    controls.append(Setting("pac-mi-bit", 0.11, 2.2, num_subsets=2))
     controls += [Setting("zpl-follows-secret", 0.0, 0.0, k) for k in (1, 4)]
     controls += [Setting("quant_half", nats, nats, k) for nats in (0.0, 0.33) for k in (1, 4)]
     return private + controls
@@ -86,13 +99,11 @@ def settings() -> list[Setting]:
 
 def attack(setting: Setting, runs: int, seed: int) -> list[Finding]:
     """All attacks that fit the setting, on S* and on the membership of one sample."""
-    played = play(setting, runs if setting.mechanism == "pac-mi" else 4 * runs, seed)
+    played = play(setting, runs if setting.mechanism in CHARGES else 4 * runs, seed)
     rng = np.random.default_rng([seed, 1])
     findings = []
-    for name, log_posterior in ATTACKS.items():
-        if name != "sceptic" and setting.mechanism != "pac-mi":
-            continue
-        values = log_posterior(played)
+    for name in attacks_on(setting.mechanism):
+        values = ATTACKS[name](played)
         for target, prior, count in (
             ("S*", 1.0 / setting.num_subsets, index_hits),
             ("member", 0.5, member_hits),
@@ -112,7 +123,7 @@ def problems(findings: Sequence[Finding]) -> list[str]:
         private = not finding.setting.is_control
         if private and finding.above_bound:
             found.append(f"{label} succeeds above its bound: {finding.low:.4f} > {finding.bound:.4f}")
-        if finding.setting.mechanism == "pac-zpl" and abs(finding.success - finding.prior) > ZPL_MARGIN:
+        if finding.setting.mechanism in ABSTAINS and abs(finding.success - finding.prior) > ZPL_MARGIN:
             found.append(f"{label} is {finding.success - finding.prior:+.4f} off blind guessing")
     for setting in {f.setting for f in findings if f.setting.is_control}:
         if not any(f.above_bound for f in findings if f.setting == setting):
@@ -152,7 +163,8 @@ def draw(findings: Sequence[Finding], path: Path) -> None:
     groups = {
         "K = 1": ("o", lambda s: not s.is_control and s.directions == 1 and s.num_subsets > 2),
         "K = 4": ("s", lambda s: not s.is_control and s.directions == 4),
-        "one release, two subsets": ("D", lambda s: not s.is_control and s.num_subsets == 2),
+        "one release, two subsets": ("D", lambda s: s.mechanism == "pac-mi" and s.steps == 1),
+        "the same, by the bit": ("^", lambda s: s.mechanism == "pac-mi-bit" and s.steps == 1),
         "broken control": ("x", lambda s: s.is_control),
     }
     for number, (label, (marker, belongs)) in enumerate(groups.items()):

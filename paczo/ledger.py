@@ -1,9 +1,9 @@
 """The private record of a run: the secret, its randomness, and what each step did with them. Never publish it.
 
 `private/ledger.jsonl` is append-only and chained like the transcript. Its first line holds the secret index, the
-key of the secret random stream and the membership; each further line one step's signs, noise and charges. That
-determines the mechanism's state, so a resumed run recomputes posterior and spent nats by making the recorded
-releases again, and compares every number.
+key of the secret random stream, the membership, and what earlier runs on the same secret have left; each further
+line one step's signs, noise and charges. That determines the mechanism's state, so a resumed run recomputes
+posterior and spent nats by making the recorded releases again, and compares every number.
 
 A step is written in this order: ledger line, transcript line, `private/head.json`, parameters. Each is on disk
 before the next. The head names the length and the chain of both files, so that a file cut at a line's end, or both
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from src.record.chain import Record, RecordError, RecordFile, RecordWriter, load_records, sync_folder
 from src.utils import UserError
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,14 @@ class LedgerContent:
         steps: one line a step; there may be one more than the transcript has.
         ended: whether the closing line is there.
         content: the file behind it.
+        transcript_chain: of the transcript, where it has as many lines as the ledger, else None.
     """
 
     first: Record
     steps: list[Record]
     ended: bool
     content: RecordFile
+    transcript_chain: str | None
 
 
 class Ledger:
@@ -70,10 +72,20 @@ class Ledger:
 
     @classmethod
     def resume(cls, content: LedgerContent) -> Ledger:
-        """Goes on after the last complete line."""
+        """Goes on after the last complete line.
+
+        The head is written first where both files are ahead of it: after one more death they would be two lines
+        ahead.
+        """
         ledger = cls.__new__(cls)
         ledger._folder, ledger._lines = content.content.path.parent, len(content.content.records)
         ledger._writer = RecordWriter.resume(content.content)
+        try:
+            if content.transcript_chain is not None:
+                ledger.seal(content.transcript_chain)
+        except BaseException:
+            ledger.close()
+            raise
         return ledger
 
     def append(self, line: Record) -> None:
@@ -83,21 +95,32 @@ class Ledger:
     def seal(self, transcript_chain: str) -> None:
         """Note in the head that ledger and transcript now have equally many lines, ending in these chains."""
         head = {"lines": self._lines, "ledger": self._writer.chain, "transcript": transcript_chain}
-        path = self._folder / "head.json"
-        partial = self._folder / "head.json.partial"
-        try:
-            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump(head, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-            sync_folder(self._folder)
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}; the run can be resumed") from error
+        write_private(self._folder / "head.json", json.dumps(head))
 
     def close(self) -> None:
         self._writer.close()
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace `path` by a file of mode 0600 that holds `text`, in one move; it is on disk afterwards."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; the run can be resumed") from error
+
+
+def check_facts(first: Record, expected: Record, path: Path) -> None:
+    """Raises `RecordError` naming what a ledger's first line states otherwise than `expected`."""
+    for name, value in expected.items():
+        if first.get(name) != value:
+            raise RecordError(f"{path} is of another run: its {name} differ(s) from this one's")
 
 
 def read_ledger(folder: Path, transcript: RecordFile | None) -> LedgerContent:
@@ -123,7 +146,8 @@ def read_ledger(folder: Path, transcript: RecordFile | None) -> LedgerContent:
                 raise RecordError(f"{path} and {transcript.path} differ in step {number}")
     if ended:
         steps.pop()
-    return LedgerContent(first, steps, ended, content)
+    level = transcript is not None and len(transcript.records) == len(content.records)
+    return LedgerContent(first, steps, ended, content, transcript.chains[-1] if transcript and level else None)
 
 
 def _published(line: Record) -> tuple[Any, Any]:

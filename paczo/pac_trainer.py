@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,16 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from paczo.bounds import epsilon_for_success, posterior_success
-from paczo.ledger import Ledger, LedgerContent, pack_membership, pack_signs, read_ledger, unpack_signs
-from paczo.mechanisms import BudgetExhausted, NonPrivate, PacMI, PacZPL, Release
+from paczo.continuation import EarlierRuns, check_free, claim, load_earlier, secret_index
+from paczo.exact_attack import write_exact_attack
+from paczo.guarantee import privacy_report
+from paczo.ledger import Ledger, LedgerContent, check_facts, pack_membership, pack_signs, read_ledger
+from paczo.mechanisms import BudgetExhausted, NonPrivate, Release
 from paczo.pac_arguments import PACArguments
 from paczo.pac_utils import clip_derivatives, draw_membership, subset_signs
 from paczo.publishing import model_card, public_folder, write_card
 from paczo.randomness import SecretRandom
+from paczo.run_mechanism import Mechanism, diagnostics, make_mechanism, mechanism_name, repeat, run_id
 from src.engine.processes import on_first
 from src.objectives import Objective
 from src.record.chain import Record, RecordError, link
@@ -68,7 +71,8 @@ class PACTrainer(ZOTrainer):
             disjoint_pairs=args.pac_disjoint_pairs,
         )
         self._random = SecretRandom.of_run(args.pac_secret_seed, on_first)
-        self._secret = self._random.uniform_index("secret", 0, args.pac_m)
+        self._earlier = on_first(self._load_earlier)
+        self._secret = secret_index(self._random, args.pac_m, self._earlier)
         self.mechanism = self._make_mechanism()
         self.releases: Counter[str] = Counter()
         self._ledger: Ledger | None = None
@@ -79,53 +83,60 @@ class PACTrainer(ZOTrainer):
         return self.args.pac_k
 
     @property
-    def mechanism_name(self) -> str:
-        if self.args.pac_zpl:
-            return "pac-zpl"
-        return f"non-private ({self.args.ablation})" if self.args.no_privacy else "pac-mi"
+    def may_rest(self) -> bool:
+        """A step may change nothing where PAC-ZPL abstains."""
+        return self.args.pac_zpl_abstain
 
-    def _make_mechanism(self) -> PacMI | PacZPL | NonPrivate:
-        args = self.args
-        if args.pac_zpl:
-            return PacZPL(args.pac_m, self._secret, self._random)
-        if args.pac_mi is not None:
-            return PacMI(
-                args.pac_m,
-                self._secret,
-                args.pac_mi,
-                args.max_steps,
-                self._random,
-                adaptive=args.pac_adaptive_mi,
-                directions=args.pac_k,
-            )
-        return NonPrivate(str(args.ablation), self.membership[:, self._secret], self._random)
+    @property
+    def mechanism_name(self) -> str:
+        return mechanism_name(self.args)
+
+    def _make_mechanism(self) -> Mechanism:
+        log_prior = None if self._earlier is None else self._earlier.log_posterior
+        steps = self.args.max_steps
+        return make_mechanism(self.args, steps, self._secret, self.membership, self._random, log_prior)
+
+    def _load_earlier(self) -> EarlierRuns | None:
+        if self.args.pac_continue_from is None:
+            return None
+        folder = Path(self.args.pac_continue_from)
+        check_free(folder, self.run_dir)
+        return load_earlier(folder, self._facts(), self.membership, self._random)
+
+    def _facts(self) -> Record:
+        """What the ledgers of all runs on one secret say alike."""
+        return {
+            "secrets": self._random.label,
+            "num_subsets": self.args.pac_m,
+            "membership": pack_membership(self.membership),
+            "data": self.data_fingerprint,
+        }
 
     def public_header(self) -> dict[str, Any]:
-        # Ties the transcript to its ledger. A pseudorandom function of the secret key, so it tells nothing of it.
-        run_id = self._random.uniform_index("run id", 0, 1 << 64)
         return {
             **super().public_header(),
             "mechanism": self.mechanism_name,
             "secrets": self._random.label,
-            "run_id": f"{run_id:016x}",
+            "run_id": run_id(self._random),
             "num_samples": len(self.train_dataset),
+            **({} if self._earlier is None else {"continues": self._earlier.public_facts()}),
         }
 
     def start_records(self, head: Record) -> None:
         """The ledger begins before the transcript, whose header it names."""
         if self._past_ledger is None:
             first = {
+                **self._facts(),
                 "secret": self._secret,
                 "key": self._random.export_key().hex(),
-                "secrets": self._random.label,
-                "num_subsets": self.args.pac_m,
-                "membership": pack_membership(self.membership),
-                "data": self.data_fingerprint,
+                "earlier_runs": None if self._earlier is None else asdict(self._earlier),
                 "transcript": link("", head),
             }
             self._ledger = Ledger(self.run_dir / "private", first)
         elif self._past_ledger.first["transcript"] != link("", head):
             raise RecordError(f"{self._past_ledger.content.path} is of a run with other settings or another model")
+        if self.args.pac_continue_from is not None:
+            claim(Path(self.args.pac_continue_from), run_id(self._random))
         super().start_records(head)
         self._seal()
 
@@ -137,46 +148,21 @@ class PACTrainer(ZOTrainer):
         ledger = read_ledger(self.run_dir / "private", None if transcript is None else transcript.content)
         if path.exists() and not begun:
             path.unlink()  # a header that was not written to its end: nothing was released yet
-        self._check_private(ledger.first, ledger.content.path)
-        self._random = SecretRandom(bytes.fromhex(ledger.first["key"]), reproducible=self._random.reproducible)
-        self._secret = self._random.uniform_index("secret", 0, self.args.pac_m)
+        key = self._random.export_key().hex() if self._random.reproducible else ledger.first["key"]
+        earlier = None if self._earlier is None else asdict(self._earlier)
+        check_facts(ledger.first, {**self._facts(), "key": key, "earlier_runs": earlier}, ledger.content.path)
+        self._random = SecretRandom(bytes.fromhex(key), reproducible=self._random.reproducible)
+        self._secret = secret_index(self._random, self.args.pac_m, self._earlier)
         if self._secret != ledger.first["secret"]:
             raise RecordError(f"{ledger.content.path}: the secret does not follow from its key")
         if transcript is not None:
             check_same(transcript, {**transcript.head, "public": self.public_header()})
         self.mechanism = self._make_mechanism()
         for line in ledger.steps:
-            self._repeat(line, ledger.content.path)
+            self.releases.update(repeat(self.mechanism, line, ledger.content.path))
         self._past_ledger = ledger
         self._ledger = Ledger.resume(ledger)
         return transcript
-
-    def _check_private(self, first: Record, path: Path) -> None:
-        key = self._random.export_key().hex() if self._random.reproducible else first["key"]
-        expected = {
-            "secrets": self._random.label,
-            "key": key,
-            "num_subsets": self.args.pac_m,
-            "membership": pack_membership(self.membership),
-            "data": self.data_fingerprint,
-        }
-        for name, value in expected.items():
-            if first[name] != value:
-                raise RecordError(f"{path} is of another run: its {name} differ(s) from this one's")
-
-    def _repeat(self, line: Record, path: Path) -> None:
-        """Makes a recorded step's releases again. The noise is the same, so they must be too."""
-        for recorded in line["releases"]:
-            if isinstance(self.mechanism, NonPrivate):
-                self.mechanism.skip()
-                self.releases[recorded["kind"]] += 1
-                continue
-            release = self.mechanism.release(unpack_signs(recorded["signs"], self.args.pac_m))
-            if any(recorded[name] != value for name, value in _diagnostics(release).items()):
-                raise RecordError(f"{path}: step {line['step']} does not give the release that is recorded")
-            self.releases[release.kind] += 1
-        if line["spent_nats"] != _finite(self.mechanism.spent_nats):
-            raise RecordError(f"{path}: the nats spent up to step {line['step']} do not add up")
 
     def unpublished(self, step: int) -> tuple[float, ...] | None:
         """A step that is in the ledger is never made again: its noise is spent."""
@@ -198,8 +184,10 @@ class PACTrainer(ZOTrainer):
         assert self.transcript is not None
         if self._past_ledger is None or not self._past_ledger.ended:
             posterior = self.mechanism.posterior
-            shown = None if posterior is None else [float(value) for value in posterior]
+            shown = None if posterior is None else posterior.tolist()
             self._ledger.append({"end": self.transcript.num_steps, "posterior": shown})
+        if self.args.tells_bits_only and (self._earlier is None or self._earlier.from_bits):
+            write_exact_attack(self.run_dir / "private", self.membership, self.privacy())
         super().end_records(trainable_checksum)
         self._seal()
 
@@ -227,7 +215,7 @@ class PACTrainer(ZOTrainer):
             except BudgetExhausted:
                 return None
             releases.append(release)
-            lines.append({**_diagnostics(release), "signs": pack_signs(signs), "agreement": _agreement(signs)})
+            lines.append({**diagnostics(release), "signs": pack_signs(signs), "agreement": _agreement(signs)})
         self.releases.update(release.kind for release in releases)
         coefficients = tuple(release.bit for release in releases)
         assert self._ledger is not None
@@ -237,7 +225,7 @@ class PACTrainer(ZOTrainer):
                 "coefficients": list(coefficients),
                 "loss": self.step_loss,
                 "clip_share": clip_shares,
-                "spent_nats": _finite(self.mechanism.spent_nats),
+                "spent_nats": self.mechanism.spent_nats,
                 "releases": lines,
             }
         )
@@ -273,49 +261,11 @@ class PACTrainer(ZOTrainer):
             super()._push_from_checkpoint(checkpoint_folder)
 
     def privacy(self) -> dict[str, Any]:
-        """The run's guarantee: budget and spent nats, bound on a membership attack, matching epsilon.
-
-        The bound follows from the budget. What was spent on this path of the run is not by itself a bound:
-        mutual information is the mean over all paths, and only the budget holds on each.
-        """
-        args = self.args
-        rate = 0.5 if args.pac_sampling_rate is None else args.pac_sampling_rate / args.pac_m
-        prior = max(rate, 1 - rate)
-        report: dict[str, Any] = {
-            "mechanism": self.mechanism_name,
-            "secrets": self._random.label,
-            "private": not args.no_privacy and not self._random.reproducible,
-            "prior_success": prior,
-            "releases": dict(sorted(self.releases.items())),
-        }
-        if args.no_privacy:
-            return {**report, "guarantee": "none"}
-        budget = 0.0 if args.pac_mi is None else args.pac_mi
-        success = posterior_success(budget, prior)
-        return {
-            **report,
-            "budget_nats": budget,
-            "spent_nats": float(self.mechanism.spent_nats),
-            "posterior_success_bound": success,
-            "epsilon": _finite(epsilon_for_success(success)) if prior == 0.5 else None,
-        }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+        """The run's guarantee: budget and spent nats, and what the budget bounds; see `privacy_report`."""
+        return privacy_report(self.args, self.mechanism, self._random, self.releases, self._earlier)
 
 
 def _agreement(signs: np.ndarray) -> float:
     """Share of the subsets on the commoner side, 1.0 where all agree."""
     plus = float(np.mean(signs > 0))
     return max(plus, 1.0 - plus)
-
-
-def _diagnostics(release: Release) -> dict[str, Any]:
-    return {
-        "kind": release.kind,
-        "mi_nats": _finite(release.mi_nats),
-        "q_plus": release.q_plus,
-        "noise_std": release.noise_std,
-        "noisy_sign": release.noisy_sign,
-    }

@@ -10,6 +10,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from paczo.bit_channel import binary_entropy, binary_symmetric_mi, capped_share, flip_for_mi, rarer_mass
+
+__all__ = [
+    "binary_channel_mi",
+    "binary_entropy",
+    "binary_symmetric_mi",
+    "calibrated_noise",
+    "check_count",
+    "check_num_subsets",
+    "clip_derivatives",
+    "draw_membership",
+    "flip_for_mi",
+    "sigma_for_binary_mi",
+    "subset_means",
+    "subset_signs",
+]
+
 # The solver aims this far (relative) below the requested information and accepts this relative residual,
 # so that its result lies within [1 - 6e-7, 1 - 4e-7] of the request: rounding cannot lift it above.
 _AIM_BELOW = 5e-7
@@ -18,16 +35,6 @@ _SMALLEST_MASS = 1e-300
 _SMALL_SNR = 1e-7
 _TAIL_STDS = 9.5
 _LINEAR_SHARE = 0.02
-_ENTROPY_SHARE = 0.999
-
-
-def binary_entropy(p: float) -> float:
-    """Entropy in nats of a coin with P(heads) = p, to full relative precision for tiny p. h(0) = h(1) = 0.
-
-    Raises ValueError for NaN or p outside [0, 1].
-    """
-    rare = _rarer_mass(p)
-    return -rare * math.log(rare) - (1.0 - rare) * math.log1p(-rare) if rare > 0.0 else 0.0
 
 
 def binary_channel_mi(q_plus: float, sigma: float) -> float:
@@ -41,7 +48,7 @@ def binary_channel_mi(q_plus: float, sigma: float) -> float:
     sigma is the noise's standard deviation against signals at -1 and +1: inf gives 0.0, 0 gives h(q_plus);
     q_plus of 0 or 1 gives 0.0. Raises ValueError for NaN, q_plus outside [0, 1] and sigma < 0.
     """
-    rare = _rarer_mass(q_plus)
+    rare = rarer_mass(q_plus)
     if not sigma >= 0.0:
         raise ValueError(f"sigma must be a noise standard deviation >= 0 (inf allowed), got {sigma!r}")
     if rare == 0.0 or math.isinf(sigma):
@@ -56,12 +63,13 @@ def sigma_for_binary_mi(q_plus: float, mi_nats: float) -> float:
 
     The upper inequality is the privacy guarantee (arXiv 2605.06505, PAC-MI release): rounding goes to more
     noise. Information is relative here, never absolute: an absolute tolerance of 1e-6 nats overspends a
-    budget of 5e-8 nats ten times. 0 nats give inf; mi_nats from h(q_plus) up (inf too) gives 0.0.
+    budget of 5e-8 nats ten times. Proof: paczo/proofs.md. 0 nats give inf; mi_nats from h(q_plus) up (inf too)
+    gives 0.0.
     Masses below 1e-300 are calibrated as 1e-300; I grows with the rarer mass, so that only adds noise.
 
     Raises ValueError for NaN, mi_nats < 0 and q_plus outside [0, 1].
     """
-    rare = _rarer_mass(q_plus)
+    rare = rarer_mass(q_plus)
     if not mi_nats >= 0.0:
         raise ValueError(f"mi_nats must be >= 0, got {mi_nats!r}")
     if mi_nats == 0.0:
@@ -79,24 +87,14 @@ def sigma_for_binary_mi(q_plus: float, mi_nats: float) -> float:
 def calibrated_noise(minority: float, share_nats: float) -> tuple[float, float]:
     """(noise_std, charge_nats) of one PAC-MI release: 0 < charge_nats <= share_nats, and below h(minority).
 
-    minority is the posterior mass of the subsets with the rarer sign, known to be positive. Masses below
-    1e-300 (also underflowed to 0) count as 1e-300: I grows with the mass, so the charge stays an upper bound
-    and a positive mass is never free.
+    minority as in `capped_share`.
     """
-    minority = min(max(minority, _SMALLEST_MASS), 0.5)
-    share_nats = min(share_nats, _ENTROPY_SHARE * binary_entropy(minority))
+    minority, share_nats = capped_share(minority, share_nats)
     noise_std = sigma_for_binary_mi(minority, share_nats)
     charge_nats = binary_channel_mi(minority, noise_std)
     if not 0.0 < charge_nats <= share_nats:
         raise ArithmeticError(f"calibration failed: {charge_nats!r} nats for a share of {share_nats!r}")
     return noise_std, charge_nats
-
-
-def _rarer_mass(q_plus: float) -> float:
-    """min(q, 1 - q): the channel is symmetric, and 1 - q is exact in floating point for q >= 1/2."""
-    if not 0.0 <= q_plus <= 1.0:
-        raise ValueError(f"a probability must lie in [0, 1], got {q_plus!r}")
-    return float(min(q_plus, 1.0 - q_plus))
 
 
 def _snr_for_mi(rare: float, target_nats: float) -> float:

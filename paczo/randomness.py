@@ -15,6 +15,7 @@ from scipy.special import ndtri
 
 _KEY_BYTES = 32
 _WORD = 1 << 64
+_UNIT = 1 << 53
 
 
 class SecretRandom:
@@ -93,6 +94,13 @@ class SecretRandom:
         """A fair coin, -1 or +1."""
         return 2 * self.uniform_index(purpose, index, 2) - 1
 
+    def bernoulli(self, purpose: str, index: int, probability: float) -> bool:
+        """True with exactly this probability: 53 random bits, as an integer, are below probability * 2^53.
+
+        Raises ValueError for a probability that is no multiple of 2^-53 in [0, 1].
+        """
+        return self.uniform_index(purpose, index, _UNIT) < _numerator(probability)
+
     def standard_normal(self, purpose: str, index: int) -> float:
         """A N(0, 1) number: the normal quantile of (k + 1/2) 2^-52, k uniform on 52 bits; within +-8.3."""
         k = self._word(purpose, index, 0) >> 12
@@ -108,10 +116,19 @@ class SecretRandom:
         return int.from_bytes(digest, "big")
 
 
+def _numerator(probability: float) -> int:
+    scaled = probability * _UNIT  # exact: a power of two
+    if not 0.0 <= probability <= 1.0 or scaled != int(scaled):
+        raise ValueError(f"a probability must be a multiple of 2^-53 in [0, 1], got {probability!r}")
+    return int(scaled)
+
+
 class SecretSource(Protocol):
-    """What a mechanism draws from: release number `index` needs at most one coin or one normal number."""
+    """What a mechanism draws from: release number `index` needs at most one coin, flip or normal number."""
 
     def coin(self, index: int) -> int: ...
+
+    def bernoulli(self, index: int, probability: float) -> bool: ...
 
     def standard_normal(self, index: int) -> float: ...
 
@@ -123,6 +140,9 @@ class _KeyedSource:
     def coin(self, index: int) -> int:
         return self._stream.coin("release coin", index)
 
+    def bernoulli(self, index: int, probability: float) -> bool:
+        return self._stream.bernoulli("release flip", index, probability)
+
     def standard_normal(self, index: int) -> float:
         return self._stream.standard_normal("release noise", index)
 
@@ -133,6 +153,9 @@ class _SequentialSource:
 
     def coin(self, index: int) -> int:
         return 2 * int(self._generator.integers(2)) - 1
+
+    def bernoulli(self, index: int, probability: float) -> bool:
+        return int(self._generator.integers(_UNIT)) < _numerator(probability)
 
     def standard_normal(self, index: int) -> float:
         return float(self._generator.standard_normal())

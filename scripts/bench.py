@@ -157,20 +157,23 @@ def zeroth_order_step(space: ParameterSpace, objective: CandidateScoring) -> Cal
     return step
 
 
-def bare_passes(model: nn.Module, objective: CandidateScoring, device: torch.device) -> Callable[[], None]:
-    """Two passes through the base model's trunk over the samples' number of tokens in full rectangles."""
+def bare_passes(
+    model: nn.Module, objective: CandidateScoring, device: torch.device, passes: int = 2
+) -> Callable[[], None]:
+    """Passes through the base model's trunk over the samples' number of tokens in full rectangles."""
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     width = max(1, objective.num_tokens // len(objective))
     rows = max(1, objective.token_budget // width)
+    vocabulary = base.config.vocab_size
     left, batches = objective.num_tokens, []
     while left > 0:
-        batches.append(torch.randint(8, VOCABULARY, (max(1, min(rows, left // width)), width), device=device))
+        batches.append(torch.randint(8, vocabulary, (max(1, min(rows, left // width)), width), device=device))
         left -= batches[-1].numel()
 
     @torch.no_grad()
     def floor() -> None:
         with model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
-            for batch in batches * 2:
+            for batch in batches * passes:
                 base.model(input_ids=batch, use_cache=False)
 
     return floor

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -84,11 +86,27 @@ def _cpu_name() -> str:
 
 
 def save(folder: str, name: str, figures: dict[str, Any]) -> Path:
-    """Write the figures with date and versions; the file's path."""
+    """Write the figures with date and versions, and a line of `history.jsonl` beside them; the file's path."""
     path = Path(folder) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {**figures, **now()})
+    figures = {**figures, **now()}
+    write_json(path, figures)
+    shown = {key: figures[key] for key in ("date", "device", "threads", "median") if key in figures}
+    with (path.parent / "history.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"name": name, "commit": _commit(), **shown}, sort_keys=True) + "\n")
     return path
+
+
+def _commit() -> str | None:
+    """The commit that was measured, "+" behind it where files differ from it; None outside of a checkout."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+", "--exclude", "*"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() or None
 
 
 def now() -> dict[str, Any]:

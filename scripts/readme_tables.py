@@ -27,6 +27,8 @@ def tables(folder: Path = PUBLISHED) -> dict[str, str]:
     makers: dict[str, Callable[[dict[str, Figures]], str]] = {
         "speed": speed,
         "generation": generation,
+        "directions": directions,
+        "precision": precision,
         "learning": learning,
     }
     return {name: make(content) for name, make in makers.items()}
@@ -71,6 +73,46 @@ def generation(content: dict[str, Figures]) -> str:
         rows.append((what, f"{ours:.1f} s", f"{reference:.1f} s", f"{reference / ours:.1f}", same))
         sources.append(figures)
     head = ("model", "ours", "reference", "reference / ours", "identical answers")
+    return _table(head, rows) + _measured_on(sources)
+
+
+def directions(content: dict[str, Figures]) -> str:
+    """A row a measured number of directions."""
+    rows, sources = [], []
+    for figures in content.values():
+        if "directions" not in figures:
+            continue
+        args, median = figures["arguments"], figures["median"]
+        track = {"lora": "LoRA", "ft": "full"}[args["track"]]
+        layers = "" if args["lora_layers"] == "all" else f" {args['lora_layers']}"
+        for k in map(str, args["k"]):
+            seconds = median[f"exact {k}"]
+            rows.append(
+                (
+                    f"{args['model']}, {track}{layers}, {args['dtype']}",
+                    k,
+                    f"{median['floor']:.2f} s",
+                    f"{seconds / median['floor']:.2f}",
+                    f"{int(k) * median['central'] / median['floor']:.1f}",
+                    f"{int(k) * median['central'] / seconds:.1f}",
+                    f"{figures['peak'][k] / 2**20:.0f} MiB",
+                )
+            )
+        sources.append(figures)
+    head = ("run", "K", "bare pass", "exact, passes", "central, passes", "central / exact", "peak")
+    return _table(head, rows) + _measured_on(sources)
+
+
+def precision(content: dict[str, Figures]) -> str:
+    """A row a dtype and a way to take derivatives."""
+    rows, sources = [], []
+    for figures in content.values():
+        for row in figures.get("precision", []):
+            shares = ", ".join(f"{value:.3f}" for value in row["correlation"])
+            rows.append((row["dtype"], row["derivative"], shares, f"{row['error']:.2g}"))
+        if "precision" in figures:
+            sources.append(figures)
+    head = ("weights", "derivatives", "correlation with float64, each direction", "error / signal")
     return _table(head, rows) + _measured_on(sources)
 
 

@@ -2,7 +2,7 @@
 
 It is the name of the sources' file, which is OPT's model with a frozen decoder; here it is any model whose head is
 a linear layer. The sources train the embedding that is also the head, through both of its uses (`untied=False`).
-By default the head is a matrix of its own, so that the layers need to run once only (`src/engine/heads.py`).
+By default the head is a matrix of its own, so that the layers need to run once only (`src/engine/layers.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from src.engine.heads import RowsHead
+from src.engine.head import RowsHead
 from src.tracks import TrackSettings, check_untracked, freeze, mark
 from src.utils import UserError, encode
 

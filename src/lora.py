@@ -24,7 +24,8 @@ class LoraSettings(TrackSettings):
     """What is needed to wrap the same base model with the same initial adapters again.
 
     A is Kaiming-uniform, drawn from `seed`; B is zero. `dtype` names the adapters' dtype, None takes the
-    model's: peft would otherwise hold adapters of half-precision models in float32.
+    model's: peft would otherwise hold adapters of half-precision models in float32. `layers` says which of the
+    decoder's layers get adapters: "all", "last:N", or numbers from 0 as "3,5,7".
     """
 
     name: ClassVar[str] = "lora"
@@ -33,6 +34,7 @@ class LoraSettings(TrackSettings):
     seed: int = 0
     dtype: str | None = None
     targets: tuple[str, ...] | None = None
+    layers: str = "all"
 
     def __post_init__(self) -> None:
         if self.r < 1:
@@ -53,6 +55,20 @@ def lora_targets(model: PreTrainedModel) -> tuple[str, ...]:
     return found
 
 
+def chosen_layers(layers: str, count: int) -> list[int] | None:
+    """The numbers of the layers that get adapters, of `count`; None for all."""
+    if layers == "all":
+        return None
+    try:
+        name, _, number = layers.partition(":")
+        chosen = range(count - int(number), count) if name == "last" else [int(part) for part in layers.split(",")]
+    except ValueError:
+        raise UserError(f"lora_layers must be all, last:N or numbers as 3,5,7, got '{layers}'") from None
+    if not chosen or min(chosen) < 0 or max(chosen) >= count:
+        raise UserError(f"lora_layers {layers} does not fit a model of {count} layers, 0 to {count - 1}")
+    return sorted(set(chosen))
+
+
 def add_lora(model: PreTrainedModel, settings: LoraSettings = LoraSettings()) -> PeftModel:
     """Freeze `model` and add adapters to it, on the device and in the dtype it already has.
 
@@ -68,6 +84,7 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings = LoraSettings()) ->
         bias="none",
         target_modules=list(targets),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+        layers_to_transform=chosen_layers(settings.layers, model.config.num_hidden_layers),
     )
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)  # between peft's and transformers' versions

@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from src.engine.batching import Indices, MicroBatch, ScoredSequence
 from src.engine.generation import GenerationF1
-from src.engine.heads import only_head_trained
+from src.engine.layers import only_head_trained
 from src.engine.objective import Objective, Samples, as_rows
-from src.engine.scoring import BranchScorer, NextTokenScorer, Scorer, SequenceScorer
+from src.engine.scoring import BranchScorer, NextTokenScorer, Piece, Scorer, SequenceScorer, Watcher
 from src.utils import encode
 
 __all__ = ["AnswerLikelihood", "CandidateScoring", "GenerationF1", "Objective"]
@@ -80,6 +80,17 @@ class CandidateScoring(Objective):
         labels = self.labels if rows is None else self.labels[torch.from_numpy(rows)]
         return functional.cross_entropy(self._scores(rows), labels, reduction="none")
 
+    @property
+    def recomputable(self) -> bool:
+        return self._scorer.recomputable
+
+    def pieces(self, token_budget: int, rows: Indices | None = None) -> list[Piece]:
+        return self._scorer.pieces(token_budget, rows)
+
+    def piece_losses(self, piece: Piece, watcher: Watcher) -> Tensor:
+        labels = self.labels[piece.samples.cpu()].to(self.device)
+        return functional.cross_entropy(self._scorer.piece_scores(piece, watcher), labels, reduction="none")
+
     def micro_batches(self) -> list[MicroBatch]:
         """What goes through the model together in a pass over all samples; prompts where candidates share them."""
         return self._scorer.micro_batches(self.token_budget)
@@ -123,6 +134,16 @@ class AnswerLikelihood(Objective):
         return -self._spread(
             lambda some: self._pass(lambda budget: self._scorer.scores(budget, some))[:, 0], as_rows(samples)
         )
+
+    @property
+    def recomputable(self) -> bool:
+        return self._scorer.recomputable
+
+    def pieces(self, token_budget: int, rows: Indices | None = None) -> list[Piece]:
+        return self._scorer.pieces(token_budget, rows)
+
+    def piece_losses(self, piece: Piece, watcher: Watcher) -> Tensor:
+        return -self._scorer.piece_scores(piece, watcher)[:, 0]
 
 
 def joined(

@@ -280,7 +280,10 @@ def _guarantee(privacy: dict[str, Any]) -> list[str]:
             f"{bound} (prior {privacy['prior_success']:.4f})",
         ]
     epsilon = "" if privacy["epsilon"] is None else f", as epsilon {privacy['epsilon']:.2f}"
+    rates = ", ".join(f"{most:.4f} at FPR {fpr}" for fpr, most in privacy["tpr_bounds"].items())
     return [
         f"nats            {privacy['spent_nats']:.6g} spent of {privacy['budget_nats']:.6g}",
         f"{bound} (prior {privacy['prior_success']:.4f}{epsilon})",
+        f"true positives  at most {rates}",
+        f"naming S*       at most {privacy['naming_success_bound']:.4f}",
     ]

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from baselines.dp_zo import DPArguments, DPZOTrainer
 from paczo.pac_trainer import PACArguments, PACTrainer
 from src.objectives import Objective
 
@@ -26,8 +27,9 @@ class Distances(Objective):
         self.targets = targets
 
     @torch.no_grad()
-    def losses(self):
-        return ((self.model.weight[0] - self.targets) ** 2).sum(1) / 2
+    def losses(self, samples=None):
+        targets = self.targets if samples is None else self.targets[samples]
+        return ((self.model.weight[0] - targets) ** 2).sum(1) / 2
 
 
 def targets(count=24, seed=0):
@@ -42,8 +44,8 @@ def base_model(seed=0):
     return model
 
 
-def settings(folder, **changes):
-    values = {
+def settings(folder):
+    return {
         "output_dir": str(folder),
         "max_steps": STEPS,
         "learning_rate": 0.02,
@@ -60,23 +62,30 @@ def settings(folder, **changes):
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": True,
-        "pac_m": 8,
-        "pac_mi": 1.0,
-        "pac_k": 2,
-        "pac_secret_seed": 11,
     }
-    return PACArguments(**{**values, **changes})
+
+
+def objectives(data_seed, model_seed, count):
+    """A model and its training and dev sets."""
+    model = base_model(model_seed)
+    return model, Distances(model, targets(count, data_seed)), Distances(model, targets(6, 99))
 
 
 def make_trainer(folder, *, data_seed=0, model_seed=0, count=24, **changes):
-    model = base_model(model_seed)
-    args = settings(folder, **changes)
-    return PACTrainer(model, args, Distances(model, targets(count, data_seed)), Distances(model, targets(6, 99)))
+    model, train, dev = objectives(data_seed, model_seed, count)
+    mechanism = {"pac_m": 8, "pac_mi": 1.0, "pac_k": 2, "pac_secret_seed": 11}
+    return PACTrainer(model, PACArguments(**{**settings(folder), **mechanism, **changes}), train, dev)
 
 
-def live(folder, **changes):
+def make_dp_trainer(folder, *, data_seed=0, model_seed=0, count=24, **changes):
+    model, train, dev = objectives(data_seed, model_seed, count)
+    mechanism = {"dp_k": 3, "dp_epsilon": 1.0, "dp_sample_rate": 0.4, "dp_clip": 2.0, "dp_secret_seed": 11}
+    return DPZOTrainer(model, DPArguments(**{**settings(folder), **mechanism, **changes}), train, dev)
+
+
+def live(folder, make=make_trainer, **changes):
     """Start or resume the run in `folder`, to its end; the trainer after it."""
-    trainer = make_trainer(folder, **changes)
+    trainer = make(folder, **changes)
     trainer.train(resume_from_checkpoint=(Path(folder) / "private" / "ledger.jsonl").exists())
     return trainer
 

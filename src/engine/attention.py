@@ -42,6 +42,24 @@ class Prefix(nn.Module):
         return self.keys.expand(sequences, -1, -1, -1), self.values.expand(sequences, -1, -1, -1)
 
 
+def prefix_of(module: nn.Module) -> Prefix | None:
+    """The prefix of a layer's attention, if it has one."""
+    found = getattr(module, "prefix", None)
+    return found if isinstance(found, Prefix) else None
+
+
+def behind_prefix(
+    query: Tensor, key: Tensor, value: Tensor, prefix_keys: Tensor, prefix_values: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of a longer sequence, (B, heads, m + L, d) each.
+
+    As many empty queries stand in front as there are entries. What they see is dropped; they make causal attention
+    behind a prefix a square one, which the fast kernels do without a mask.
+    """
+    keys, values = torch.cat([prefix_keys, key], dim=2), torch.cat([prefix_values, value], dim=2)
+    return functional.pad(query, (0, 0, prefix_keys.shape[2], 0)), keys, values
+
+
 def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
@@ -55,20 +73,16 @@ def attention(
     Returns:
         (B, L, H, d), and None in the place of the attention's weights.
     """
-    prefix = getattr(module, "prefix", None)
-    if not isinstance(prefix, Prefix):
+    prefix = prefix_of(module)
+    if prefix is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    prefix_keys, prefix_values = prefix(len(query))
-    key, value = torch.cat([prefix_keys, key], dim=2), torch.cat([prefix_values, value], dim=2)
-    size = prefix_keys.shape[2]
+    longer, key, value = behind_prefix(query, key, value, *prefix(len(query)))
+    size = longer.shape[2] - query.shape[2]
     if attention_mask is not None:
         seen = True if attention_mask.dtype == torch.bool else 0.0
         attention_mask = functional.pad(attention_mask, (size, 0), value=seen)
     elif query.shape[2] > 1:
-        # With as many empty queries in front, which are dropped again, it is the causal attention of a longer
-        # sequence: the fast kernels take that, and no mask.
-        query = functional.pad(query, (0, 0, size, 0))
-        return sdpa_attention_forward(module, query, key, value, None, **kwargs)[0][:, size:], None
+        return sdpa_attention_forward(module, longer, key, value, None, **kwargs)[0][:, size:], None
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from src.engine.packing import Layout
+from src.engine.segments import Segments, spans_of
 
 CPU_TOKEN_BUDGET = 2048
+CPU_DERIVATIVE_BUDGET = 1024
 CUDA_TOKEN_BUDGET = 32768
 # One more micro-batch costs about as much as this many more tokens of padding.
 BATCH_OVERHEAD_TOKENS = 28
@@ -55,6 +57,23 @@ class MicroBatch:
     lengths: Tensor
     layout: Layout | None = None
 
+    def segments(self, samples: Tensor, owner: Indices | None = None) -> tuple[Segments, Segments]:
+        """Which of `samples` the tokens, and the scored states, belong to.
+
+        Args:
+            samples: int64 (n,), all those that have a sequence here.
+            owner: int64, the sample of each of the table's sequences; None where it is the sequence's own number.
+        """
+        sequences, counts = torch.unique_consecutive(self.owners, return_counts=True)
+        slot = samples.new_empty(int(samples.max()) + 1)
+        slot[samples] = torch.arange(len(samples), device=samples.device)
+        if owner is not None:
+            slot = slot[torch.from_numpy(owner).to(slot.device).clamp(max=len(slot) - 1)]
+        whole = Segments.rows(self.input_ids.shape, slot[self.rows], len(samples))
+        if self.layout is not None:
+            whole = Segments(self.layout.spans, slot[self.rows], len(samples))
+        return whole, Segments(spans_of(counts.cpu().numpy()), slot[sequences], len(samples))
+
 
 class TokenTable:
     """Scored sequences as one padded array, from which micro-batches are cut without a loop over samples.
@@ -89,9 +108,10 @@ class TokenTable:
         chosen = np.arange(len(self.lengths)) if rows is None else rows
         chosen = chosen[np.argsort(self.lengths[chosen], kind="stable")]
         cuts = (even_cuts if packed else partition)(self.lengths[chosen], token_budget)
-        return [self._cut(chosen[begin:end], packed) for begin, end in itertools.pairwise(cuts)]
+        return [self.cut(chosen[begin:end], packed) for begin, end in itertools.pairwise(cuts)]
 
-    def _cut(self, rows: Indices, packed: bool) -> MicroBatch:
+    def cut(self, rows: Indices, packed: bool) -> MicroBatch:
+        """One micro-batch of these sequences, the longest of them last."""
         width = int(self.lengths[rows[-1]])
         columns = np.arange(self.ids.shape[1])
         scored = (columns >= self.starts[rows, None] - 1) & (columns < self.ends[rows, None] - 1)
@@ -170,11 +190,22 @@ def default_token_budget(model: nn.Module, device: torch.device) -> int:
     Without gradients one layer's activations are alive at a time: about 12 hidden and 3 feed-forward vectors a
     token.
     """
+    return CPU_TOKEN_BUDGET if device.type != "cuda" else _cuda_budget(model, device, 4)
+
+
+def default_derivative_budget(model: nn.Module, device: torch.device) -> int:
+    """Likewise for a pass forward and backward, which keeps every layer's activations in the model's dtype."""
     if device.type != "cuda":
-        return CPU_TOKEN_BUDGET
+        return CPU_DERIVATIVE_BUDGET
+    layers = int(getattr(getattr(model, "config", None), "num_hidden_layers", 32))
+    return _cuda_budget(model, device, layers * next(model.parameters()).element_size())
+
+
+def _cuda_budget(model: nn.Module, device: torch.device, bytes_per_number: int) -> int:
+    """Tokens whose activations of one layer take half of the free memory."""
     config = getattr(model, "config", None)
     hidden = int(getattr(config, "hidden_size", 4096))
     inner = int(getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", None) or 4 * hidden)
-    bytes_per_token = 4 * (12 * hidden + 3 * inner)
+    bytes_per_token = bytes_per_number * (12 * hidden + 3 * inner)
     free, _ = torch.cuda.mem_get_info(device)
     return max(256, min(CUDA_TOKEN_BUDGET, free // 2 // bytes_per_token))

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from src.engine.batching import Indices, TokenTable, even_cuts
+from src.engine.head import restricted_head
 from src.engine.packing import attention_window
-from src.engine.scoring import restricted_head
 
 # Rows that are done leave a batch together once they are this share of it: leaving copies the others' cache.
 LEAVING_SHARE = 0.1

@@ -12,6 +12,8 @@ from torch.utils.data import Dataset
 
 from src.engine.batching import Indices, default_token_budget
 from src.engine.processes import place, spread
+from src.engine.scoring import Piece, Watcher
+from src.utils import UserError
 
 Samples = Sequence[int] | Tensor | Indices
 ResultT = TypeVar("ResultT")
@@ -25,6 +27,9 @@ class Objective(Dataset[int]):
 
     Attributes:
         num_tokens: real tokens of one pass over all samples.
+        token_budget: padded tokens in one micro-batch of a forward pass.
+        derivative_budget: likewise of a pass forward and backward; None for the device's default.
+        recompute: whether such a pass keeps the layers' inputs only and runs each layer a second time.
         may_be_zero: whether all losses may be zero at once in a sound run.
     """
 
@@ -38,6 +43,8 @@ class Objective(Dataset[int]):
         self.num_samples = num_samples
         self.num_tokens = 0
         self.token_budget = default_token_budget(model, self.device) if token_budget is None else token_budget
+        self.derivative_budget: int | None = None
+        self.recompute = False
 
     def __len__(self) -> int:
         return self.num_samples
@@ -47,6 +54,24 @@ class Objective(Dataset[int]):
 
     def losses(self, samples: Samples | None = None) -> Tensor:
         """float32, on the CPU: (N,) in sample order, or one for each of `samples`, in their order."""
+        raise NotImplementedError
+
+    def pieces(self, token_budget: int, rows: Indices | None = None) -> list[Piece]:
+        """The samples in pieces that go through the model together, for `piece_losses`; `rows` None for all."""
+        raise NotImplementedError
+
+    @property
+    def recomputable(self) -> bool:
+        """Whether a pass forward and backward may run the layers a second time."""
+        return False
+
+    def check_differentiable(self) -> None:
+        """Raises `UserError` where the losses have no derivative: a subclass that has one defines `pieces`."""
+        if type(self).pieces is Objective.pieces:
+            raise UserError(f"the losses of {type(self).__name__} have no derivative; use --zo_derivative central")
+
+    def piece_losses(self, piece: Piece, watcher: Watcher) -> Tensor:
+        """float32 (n,), float64 where the model is, of the piece's samples, with the graph behind them."""
         raise NotImplementedError
 
     def metrics(self) -> dict[str, float]:

@@ -1,16 +1,16 @@
 """Sequences of different lengths in one row, one behind the other, without padding.
 
-The linear layers, where the time goes, then see real tokens only, and many at once. Attention runs on each group
-of equally long sequences as it would on a batch of them (`src/engine/attention.py`). That needs a model whose
-layers mix tokens in transformers' attention interface and nowhere else, and which takes `position_ids`; `can_pack`
-finds out.
+The linear layers, where the time goes, then see real tokens only, and many at once. Attention runs through torch's
+scaled dot product on each group of equally long sequences. That needs a model whose layers mix tokens in
+transformers' attention interface and nowhere else, and which takes `position_ids`; `can_pack` finds out.
 """
 
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -20,14 +20,19 @@ import torch
 from numpy.typing import NDArray
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import repeat_kv
 
 from src.engine.attention import NAME as PREFIX_SDPA
-from src.engine.attention import attention, attention_by
+from src.engine.attention import attention_by, behind_prefix, prefix_of
+from src.engine.segments import Spans, spans_of
 
 NAME = "packed_sdpa"
 # Configuration entries by which a layer may look at less than the whole sequence.
 WINDOWS = ("sliding_window", "attention_chunk_size")
+# What an attention may be asked for besides a causal product, and which packing does not do.
+FOREIGN = ("softcap", "position_bias", "s_aux")
 
 
 class PackingUnsupported(ValueError):
@@ -44,17 +49,15 @@ class Layout:
         calls: attention calls made with this layout so far.
     """
 
-    spans: list[tuple[int, int, int]]
+    spans: Spans
     position_ids: Tensor
     calls: int = 0
 
     @classmethod
     def of(cls, lengths: NDArray[np.int64], device: torch.device) -> Layout:
         """The layout of sequences that lie in this order; few groups where equal lengths are neighbours."""
-        changes = np.flatnonzero(np.diff(lengths)) + 1
-        firsts, lasts = np.r_[0, changes], np.r_[changes, len(lengths)]
+        spans = spans_of(lengths)
         begins = np.r_[0, np.cumsum(lengths)]
-        spans = [(int(begins[a]), int(b - a), int(lengths[a])) for a, b in zip(firsts, lasts, strict=True)]
         positions = np.arange(begins[-1]) - np.repeat(begins[:-1], lengths)
         return cls(spans, torch.from_numpy(positions)[None].to(device))
 
@@ -63,20 +66,36 @@ _layout: ContextVar[Layout | None] = ContextVar("packed layout", default=None)
 
 
 def _packed_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention inside each sequence: query (1, H, T, d), key and value (1, H_kv, T, d) to (1, T, H, d)."""
+    """Causal attention inside each sequence: query (1, H, T, d), key and value (1, H_kv, T, d) to (1, T, H, d).
+
+    One split and one concatenation, so that going backward neither fills nor adds whole rows for each group. Each
+    sequence sees all of the module's prefix, where there is one.
+    """
     layout = _layout.get()
-    if layout is None or attention_mask is not None:
-        raise PackingUnsupported("the attention has a mask of its own" if layout else "no layout is set")
+    if layout is None or attention_mask is not None or any(kwargs.get(name) is not None for name in FOREIGN):
+        raise PackingUnsupported("the attention has a mask or scores of its own" if layout else "no layout is set")
     layout.calls += 1
+    copies = query.shape[1] // key.shape[1]
+    sizes = [count * length for _, count, length in layout.spans]
+    split = (tensor[0].split(sizes, dim=1) for tensor in (query, repeat_kv(key, copies), repeat_kv(value, copies)))
+    prefix, counts = prefix_of(module), [count for _, count, _ in layout.spans]
+    fronts: Any = itertools.repeat(())
+    if prefix is not None:
+        fronts = zip(*(repeat_kv(entries, copies).split(counts) for entries in prefix(sum(counts))), strict=True)
     parts = []
-    for begin, count, length in layout.spans:
-        q, k, v = (
-            tensor[0, :, begin : begin + count * length].unflatten(1, (count, length)).transpose(0, 1)
-            for tensor in (query, key, value)
-        )
-        parts.append(attention(module, q, k, v, None, **kwargs)[0].flatten(0, 1))
+    for (_, count, length), front, *heads in zip(layout.spans, fronts, *split, strict=False):
+        q, k, v = (head.unflatten(1, (count, length)).transpose(0, 1) for head in heads)
+        q, k, v = behind_prefix(q, k, v, *front) if front else (q, k, v)
+        mixed = functional.scaled_dot_product_attention(q, k, v, scale=scaling, is_causal=q.shape[2] > 1)
+        parts.append(mixed[:, :, -length:].transpose(1, 2).flatten(0, 1))
     return torch.cat(parts)[None], None
 
 
@@ -92,6 +111,12 @@ def packed(model: nn.Module, layout: Layout) -> Iterator[None]:
             yield
     finally:
         _layout.reset(token)
+
+
+def as_now(model: nn.Module) -> AbstractContextManager[None]:
+    """A context, to be entered later, in which the model's attention is what it is now."""
+    layout = _layout.get()
+    return nullcontext() if layout is None else packed(model, layout)
 
 
 def attention_window(model: nn.Module) -> int | None:

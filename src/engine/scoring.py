@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from typing import Any
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from src.engine.batching import Indices, MicroBatch, ScoredSequence, TokenTable
-from src.engine.heads import KeptStates, RowsHead, candidate_logits
-from src.engine.packing import can_pack, packed
+from src.engine.batching import Indices, MicroBatch, ScoredSequence, TokenTable, even_cuts
+from src.engine.head import restricted_head, scored_logits, token_log_probs
+from src.engine.layers import FrozenFront
+from src.engine.packing import can_pack
+from src.engine.segments import Segments, wide
 
 # Logits over the whole vocabulary that are held at once, in float32.
 MOST_LOGITS = 1 << 27
 
 Groups = Sequence[Sequence[ScoredSequence]]
+
+
+class Watcher(Protocol):
+    """Whoever wants to know, before each forward call, whose its tokens and its scored states are."""
+
+    def announce(self, trunk: Segments, scored: Segments, vocabulary: Tensor | None = None) -> None: ...
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Whole samples that go through the model together.
+
+    Attributes:
+        samples: int64 (n,), which they are.
+        batch: the scorer's own.
+    """
+
+    samples: Tensor
+    batch: Any
 
 
 class Scorer:
@@ -33,6 +53,7 @@ class Scorer:
 
     table: TokenTable
     packable = True
+    recomputable = True  # whether a pass may run its layers a second time on the way back
 
     def __init__(self, model: nn.Module, groups: Groups, device: torch.device) -> None:
         self.model = model
@@ -41,8 +62,8 @@ class Scorer:
         counts = np.array([len(group) for group in groups])
         self.present = torch.from_numpy(np.arange(self.width) < counts[:, None]).to(device)
         self._packs = self.packable and can_pack(model, max(len(s.ids) for group in groups for s in group))
-        self._plan: tuple[tuple[int, bytes | None], list[Any]] | None = None
-        self._logits = KeptStates(model, scored_logits)
+        self.front = FrozenFront(model)
+        self._plans: dict[str, tuple[tuple[int, bytes | None], list[Any]]] = {}
 
     @property
     def num_tokens(self) -> int:
@@ -53,10 +74,16 @@ class Scorer:
 
         `rows` are the samples, None for all N. The last call's micro-batches are kept for the next one.
         """
+        return self._scores(self._planned("scores", self._make_plan, token_budget, rows), rows)
+
+    def _planned(
+        self, kind: str, make: Callable[[int, Indices | None], list[Any]], token_budget: int, rows: Indices | None
+    ) -> list[Any]:
+        """`make(token_budget, rows)`, or what it gave the last time where that was asked for."""
         key = (token_budget, None if rows is None else rows.tobytes())
-        if self._plan is None or self._plan[0] != key:
-            self._plan = (key, self._make_plan(token_budget, rows))
-        return self._scores(self._plan[1], rows)
+        if kind not in self._plans or self._plans[kind][0] != key:
+            self._plans[kind] = (key, make(token_budget, rows))
+        return self._plans[kind][1]
 
     def _make_plan(self, token_budget: int, rows: Indices | None) -> list[Any]:
         return self.micro_batches(token_budget, rows)
@@ -66,6 +93,17 @@ class Scorer:
         return self.table.micro_batches(token_budget, rows, packed=self._packs)
 
     def _scores(self, plan: list[Any], rows: Indices | None) -> Tensor:
+        raise NotImplementedError
+
+    def pieces(self, token_budget: int, rows: Indices | None = None) -> list[Piece]:
+        """The samples in pieces of at most `token_budget` tokens, or of one sample; kept likewise."""
+        return self._planned("pieces", self._make_pieces, token_budget, rows)
+
+    def _make_pieces(self, token_budget: int, rows: Indices | None) -> list[Piece]:
+        return [Piece(batch.rows, batch) for batch in self.micro_batches(token_budget, rows)]
+
+    def piece_scores(self, piece: Piece, watcher: Watcher | None = None) -> Tensor:
+        """float32 (n, most candidates) of a piece's samples, with gradients where those are switched on."""
         raise NotImplementedError
 
 
@@ -87,11 +125,18 @@ class NextTokenScorer(Scorer):
 
     @torch.no_grad()
     def _scores(self, plan: list[MicroBatch], rows: Indices | None) -> Tensor:
-        logits = torch.empty(len(self.columns), len(self.vocabulary), device=self.device)
+        scores = torch.empty(self.present.shape, device=self.device)
         for batch in plan:
-            logits[batch.rows] = self._logits(batch, self.vocabulary).float()
-        scores = logits.gather(1, self.columns).masked_fill(~self.present, float("-inf"))
+            scores[batch.rows] = self.piece_scores(Piece(batch.rows, batch)).float()
         return scores if rows is None else scores[torch.from_numpy(rows).to(self.device)]
+
+    def piece_scores(self, piece: Piece, watcher: Watcher | None = None) -> Tensor:
+        if watcher is not None:
+            trunk, scored = piece.batch.segments(piece.samples)
+            watcher.announce(trunk, scored, self.vocabulary)
+        logits = wide(scored_logits(self.model, piece.batch, self.vocabulary, self.front))
+        scores = logits.gather(1, self.columns[piece.samples])
+        return scores.masked_fill(~self.present[piece.samples], float("-inf"))
 
 
 class SequenceScorer(Scorer):
@@ -101,7 +146,11 @@ class SequenceScorer(Scorer):
         super().__init__(model, groups, device)
         flat = [sequence for group in groups for sequence in group]
         self.table = TokenTable(flat, device)
-        self.owner = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+        counts = np.array([len(group) for group in groups])
+        self.owner = np.repeat(np.arange(len(groups)), counts)
+        present = self.present.cpu().numpy()
+        members = np.where(present, (np.cumsum(counts) - counts)[:, None] + np.arange(self.width), 0)
+        self._members = torch.from_numpy(members).to(device)  # each sample's sequences, 0 where there is none
         lengths = [float(len(s.ids) - s.start) for s in flat]
         self.lengths = torch.tensor(lengths, device=device)
         # As many tokens as are scored, on average, in MOST_LOGITS logits.
@@ -117,11 +166,36 @@ class SequenceScorer(Scorer):
     def _scores(self, plan: list[MicroBatch], rows: Indices | None) -> Tensor:
         totals = torch.zeros_like(self.lengths)
         for batch in plan:
-            logits = self._logits(batch)
-            totals.index_add_(0, batch.owners, token_log_probs(logits, batch.targets))
-        scores = torch.full(self.present.shape, float("-inf"), device=self.device)
-        scores.masked_scatter_(self.present, totals / self.lengths)
-        return scores if rows is None else scores[torch.from_numpy(rows).to(self.device)]
+            logits = scored_logits(self.model, batch, front=self.front)
+            totals.index_add_(0, batch.owners, token_log_probs(logits, batch.targets).float())
+        chosen = slice(None) if rows is None else torch.from_numpy(rows).to(self.device)
+        return self._table(totals, chosen)
+
+    def _table(self, totals: Tensor, samples: Tensor | slice) -> Tensor:
+        """Scores (n, most candidates) of samples, of the summed log-probabilities of all sequences."""
+        scores = (totals / self.lengths)[self._members[samples]]
+        return scores.masked_fill(~self.present[samples], float("-inf"))
+
+    def _make_pieces(self, token_budget: int, rows: Indices | None) -> list[Piece]:
+        """A sample's candidates stay together: its loss needs the scores of all."""
+        totals = np.bincount(self.owner, self.table.lengths).astype(np.int64)
+        chosen = np.arange(len(totals)) if rows is None else rows
+        chosen = chosen[np.argsort(totals[chosen], kind="stable")]
+        found = []
+        for begin, end in itertools.pairwise(even_cuts(totals[chosen], min(token_budget, self._most_tokens))):
+            samples = chosen[begin:end]
+            members = np.flatnonzero(np.isin(self.owner, samples))
+            batch = self.table.cut(members[np.argsort(self.table.lengths[members], kind="stable")], self._packs)
+            found.append(Piece(torch.from_numpy(samples).to(self.device), batch))
+        return found
+
+    def piece_scores(self, piece: Piece, watcher: Watcher | None = None) -> Tensor:
+        batch = piece.batch
+        if watcher is not None:
+            watcher.announce(*batch.segments(piece.samples, self.owner))
+        tokens = token_log_probs(scored_logits(self.model, batch, front=self.front), batch.targets)
+        totals = tokens.new_zeros(len(self.lengths)).index_add(0, batch.owners, tokens)
+        return self._table(totals, piece.samples)
 
 
 class BranchScorer(Scorer):
@@ -131,6 +205,7 @@ class BranchScorer(Scorer):
     """
 
     packable = False  # the cache needs a row a sample
+    recomputable = False  # and is another one by then
 
     def __init__(self, model: nn.Module, groups: Groups, device: torch.device) -> None:
         super().__init__(model, groups, device)
@@ -163,17 +238,24 @@ class BranchScorer(Scorer):
 
     @torch.no_grad()
     def _scores(self, plan: list[tuple[MicroBatch, Tensor, Tensor]], rows: Indices | None) -> Tensor:
-        scores = torch.full(self.present.shape, float("-inf"), device=self.device)
-        for batch, tails, tail_lengths in plan:
-            scores[batch.rows] = self._branch(batch, tails, tail_lengths)
+        scores = torch.empty(self.present.shape, device=self.device)
+        for parts in plan:
+            scores[parts[0].rows] = self.piece_scores(Piece(parts[0].rows, parts)).float()
         return scores if rows is None else scores[torch.from_numpy(rows).to(self.device)]
 
-    def _branch(self, batch: MicroBatch, tails: Tensor, tail_lengths: Tensor) -> Tensor:
-        """Scores (B, most candidates): the prompts' pass, then one over all candidates but their last tokens."""
+    def _make_pieces(self, token_budget: int, rows: Indices | None) -> list[Piece]:
+        return [Piece(parts[0].rows, parts) for parts in self._make_plan(token_budget, rows)]
+
+    def piece_scores(self, piece: Piece, watcher: Watcher | None = None) -> Tensor:
+        """The prompts' pass, then one over all candidates but their last tokens."""
+        batch, tails, tail_lengths = piece.batch
         samples, width, longest = tails.shape
+        slots = torch.arange(samples, device=self.device)
+        if watcher is not None:
+            watcher.announce(*batch.segments(piece.samples))
         with restricted_head(self.model, batch.positions):
             output = self.model(input_ids=batch.input_ids, use_cache=True)
-        first = output.logits.float().log_softmax(-1)
+        first = wide(output.logits).log_softmax(-1)
         totals = first.gather(1, tails[:, :, 0])
         if longest > 1:
             cache = output.past_key_values
@@ -182,6 +264,10 @@ class BranchScorer(Scorer):
             flat = tails.flatten(0, 1)
             prompt_mask = torch.arange(batch.input_ids.shape[1], device=self.device) < lengths[:, None]
             steps = torch.arange(longest - 1, device=self.device)
+            if watcher is not None:
+                shape = torch.Size([len(flat), longest - 1])
+                segments = Segments.rows(shape, slots.repeat_interleave(width), samples)
+                watcher.announce(segments, segments)
             tail_mask = torch.ones(len(flat), longest - 1, dtype=torch.bool, device=self.device)
             logits = self.model(
                 input_ids=flat[:, :-1],
@@ -193,45 +279,4 @@ class BranchScorer(Scorer):
             token_scores = token_log_probs(logits.flatten(0, 1), flat[:, 1:].flatten()).view(len(flat), -1)
             real = steps + 1 < tail_lengths.flatten()[:, None]
             totals = totals + (token_scores * real).sum(1).view(samples, width)
-        return (totals / tail_lengths).masked_fill(tail_lengths == 0, float("-inf"))
-
-
-def token_log_probs(logits: Tensor, targets: Tensor) -> Tensor:
-    """float32 (P,): log-probabilities of `targets` (P,) under `logits` (P, V)."""
-    return -functional.cross_entropy(logits.float(), targets, reduction="none")
-
-
-def scored_logits(model: nn.Module, batch: MicroBatch, vocabulary: Tensor | None = None) -> Tensor:
-    """Logits (P, V) at the scored positions, in the model's dtype; V counts `vocabulary` where given.
-
-    The model's own forward runs, so whatever it does after its head (scaling, soft caps) is done here too.
-    """
-    layout = batch.layout
-    with restricted_head(model, batch.positions, vocabulary):
-        if layout is None:
-            return model(input_ids=batch.input_ids, use_cache=False).logits
-        with packed(model, layout):
-            return model(input_ids=batch.input_ids, position_ids=layout.position_ids, use_cache=False).logits
-
-
-@contextmanager
-def restricted_head(model: nn.Module, positions: Tensor, vocabulary: Tensor | None = None) -> Iterator[None]:
-    """Inside, the head sees the hidden states at `positions` (2, P) only, and scores `vocabulary` (V,) only."""
-    head: Any = model.get_output_embeddings()  # type: ignore[operator]
-
-    def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden = args[0]
-        rows, columns = positions
-        return (hidden[rows, columns], *args[1:])
-
-    hooks = [head.register_forward_pre_hook(select)]
-    if vocabulary is not None and type(head) in (nn.Linear, RowsHead):
-        head.forward = partial(candidate_logits, head, vocabulary=vocabulary)
-    elif vocabulary is not None:
-        hooks.append(head.register_forward_hook(lambda _m, _a, output: output[:, vocabulary]))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        head.__dict__.pop("forward", None)
+        return (totals / tail_lengths.clamp(min=1)).masked_fill(tail_lengths == 0, float("-inf"))

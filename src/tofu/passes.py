@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from src.engine.batching import ScoredSequence, TokenTable
 from src.engine.decoding import decoded, generate_tokens
+from src.engine.head import scored_logits
 from src.engine.packing import can_pack
-from src.engine.scoring import scored_logits
 from src.utils import UserError
 
 TOKEN_BUDGET = 2048  # tokens in one micro-batch; the scored positions' logits are held in float32

@@ -34,6 +34,13 @@ class StepSettings(RecordedSettings):
     """What a zeroth-order step does."""
 
     zo_eps: float = field(default=1e-3, metadata={"help": "Distance of the two evaluations, eps."})
+    zo_derivative: str = field(
+        default="central",
+        metadata={
+            "help": "central: differences of two passes a direction, the recipe's; exact: all directions from one"
+            " pass forward and one backward, for losses that have a derivative."
+        },
+    )
 
 
 @dataclass
@@ -44,6 +51,10 @@ class ExecutionSettings:
         default=False,
         metadata={"help": "Undo a perturbation by subtraction: no copy of what is trained, but rounding drift."},
     )
+    no_derivative_check: bool = field(
+        default=False,
+        metadata={"help": "Do not compare the first step's central differences with exact derivatives."},
+    )
 
 
 @dataclass
@@ -53,6 +64,8 @@ class ZOArguments(StepSettings, ExecutionSettings, TrainingArguments):
     def __post_init__(self) -> None:
         if not self.zo_eps > 0:
             raise UserError(f"zo_eps must be positive, got {self.zo_eps}")
+        if self.zo_derivative not in ("central", "exact"):
+            raise UserError(f"zo_derivative must be central or exact, got '{self.zo_derivative}'")
         if self.max_steps < 1:
             raise UserError(f"max_steps must be at least 1, got {self.max_steps}; every step uses the whole set")
         if self.gradient_accumulation_steps != 1:

@@ -16,30 +16,28 @@ class FirstStepGuard(TrainerCallback):
 
     Args:
         checksums: of the trainable and of the frozen parameters, as they are.
-        learning_rate: of the step that is being taken.
+        effective: whether the step that is about to be taken has to change what is trained.
     """
 
-    def __init__(self, checksums: Callable[[], tuple[str, str]], learning_rate: Callable[[], float]) -> None:
+    def __init__(self, checksums: Callable[[], tuple[str, str]], effective: Callable[[], bool]) -> None:
         self._checksums = checksums
-        self._learning_rate = learning_rate
+        self._effective = effective
         self._before: tuple[str, str] | None = None
         self._done = False
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if not self._done:
+        if not self._done and self._effective():
             self._before = self._checksums()
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # A warm-up schedule's first rate is zero: such a step changes nothing, and rightly so.
-        if self._done or control.should_training_stop or not self._learning_rate():
+        if self._done or control.should_training_stop or self._before is None:
             return
         self._done = True
         trainable, frozen = self._checksums()
-        assert self._before is not None
         check_equal("parameters after the first step", trainable + frozen)
         if frozen != self._before[1]:
             raise UserError("the first step changed parameters that are frozen; the run stops")

@@ -9,19 +9,37 @@ buffer, and the buffers' noise is that of `src/zo/noise.py`. So z is never held 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from src.record.fingerprint import checksum
 from src.record.steps import StepRecord
-from src.zo.noise import BLOCK_SIZE, Block, drawn
+from src.zo.noise import BLOCK_SIZE, Block, drawn, drawn_rows
 
 __all__ = ["ParameterSpace", "StepRecord", "direction_seeds"]
 
 CACHED_ELEMENTS = 1 << 24
+# Noise of many directions that is held at once, in bytes.
+TILE_BYTES = 1 << 29
+
+
+class NoiseTile(NamedTuple):
+    """Some directions over some of the parameters' elements.
+
+    Attributes:
+        first: of the directions, counted from 0.
+        noise: float32 (D, m).
+        parts: (name, first element, elements, column) of each parameter with elements in it; the elements are
+            counted in the flattened parameter, the column is where they begin in `noise`.
+    """
+
+    first: int
+    noise: Tensor
+    parts: list[tuple[str, int, int, int]]
 
 
 def direction_seeds(run_seed: int, step: int, num_directions: int) -> tuple[int, ...]:
@@ -35,6 +53,7 @@ class _Buffer:
     """Trainable parameters of one dtype on one device, as views of one flat tensor."""
 
     flat: Tensor
+    names: list[str]
     first_block: int
     snapshot: Tensor | None = None
 
@@ -70,13 +89,15 @@ class ParameterSpace:
         self._buffers: list[_Buffer] = []
         self._noise: list[Tensor] = []
         self._noise_seed: int | None = None
-        groups: dict[tuple[torch.device, torch.dtype], list[nn.Parameter]] = {}
-        for parameter in self.parameters.values():
-            groups.setdefault((parameter.device, parameter.dtype), []).append(parameter)
+        self._tiles: list[NoiseTile] = []
+        self._tile_seeds: tuple[int, ...] = ()
+        groups: dict[tuple[torch.device, torch.dtype], list[str]] = {}
+        for name, parameter in self.parameters.items():
+            groups.setdefault((parameter.device, parameter.dtype), []).append(name)
         first_block = 0
-        for (device, dtype), members in groups.items():
-            flat = _flatten(members, device, dtype)
-            self._buffers.append(_Buffer(flat, first_block))
+        for (device, dtype), names in groups.items():
+            flat = _flatten([self.parameters[name] for name in names], device, dtype)
+            self._buffers.append(_Buffer(flat, names, first_block))
             first_block += -(-flat.numel() // BLOCK_SIZE)
 
     @property
@@ -118,21 +139,73 @@ class ParameterSpace:
         """theta <- theta - lr ((1/K) sum_k b_k z_k + wd theta), in place (arXiv 2605.06505, Algorithm 1).
 
         The sum is formed in float32, one block at a time whatever K, and rounded to the parameters' dtype once.
+        A direction whose coefficient is 0 is not drawn.
         """
         rate, count = record.learning_rate, len(record.seeds)
         if self.weight_decay:
             for name in self.decayed:
                 self.parameters[name].mul_(1 - rate * self.weight_decay)
+        moving = [index for index, coefficient in enumerate(record.coefficients) if coefficient]
+        if not moving:
+            return
         if count == 1:
             self._shift(record.seeds[0], -rate * record.coefficients[0])
             return
         blocks = [block for buffer in self._buffers for block in buffer.blocks()]
-        noise = drawn((seed, *block) for block in blocks for seed in record.seeds)
+        if self._tile_seeds == record.seeds:
+            noise = _of_tiles(self._tiles, blocks, moving)
+        else:
+            noise = drawn((record.seeds[index], *block) for block in blocks for index in moving)
         for block in blocks:
             total = torch.zeros_like(block.values, dtype=torch.float32)
-            for coefficient in record.coefficients:
-                total.add_(next(noise), alpha=coefficient)
+            for index in moving:
+                total.add_(next(noise), alpha=record.coefficients[index])
             _add(block.values, total, -rate / count)
+
+    def tiles(self, seeds: Sequence[int]) -> Iterator[NoiseTile]:
+        """All directions over all parameters, tile by tile of at most `TILE_BYTES`, or one direction's block.
+
+        Each valid until the next is asked for. Where all fit in one tile's size they are kept until other seeds
+        are asked for, and an update along them draws nothing.
+        """
+        if self._tile_seeds == tuple(seeds):
+            yield from self._tiles
+            return
+        self._tiles, self._tile_seeds = [], ()
+        if 4 * len(seeds) * self.num_elements <= TILE_BYTES:
+            self._tiles, self._tile_seeds = list(self._drawn_tiles(seeds)), tuple(seeds)
+            yield from self._tiles
+        else:
+            yield from self._drawn_tiles(seeds)
+
+    def forget_noise(self) -> None:
+        """Frees what `tiles` and `two_point` keep."""
+        self._tiles, self._tile_seeds = [], ()
+        self._noise, self._noise_seed = [], None
+
+    def _drawn_tiles(self, seeds: Sequence[int]) -> Iterator[NoiseTile]:
+        for buffer in self._buffers:
+            blocks = buffer.blocks()
+            regions = [blocks] if buffer.flat.numel() <= CACHED_ELEMENTS else [[block] for block in blocks]
+            begin = 0
+            for region in regions:
+                elements = sum(block.values.numel() for block in region)
+                parts = self._parts(buffer, begin, begin + elements)
+                count = max(1, TILE_BYTES // (4 * elements))
+                for first in range(0, len(seeds), count):
+                    yield NoiseTile(first, drawn_rows(seeds[first : first + count], region), parts)
+                begin += elements
+
+    def _parts(self, buffer: _Buffer, begin: int, end: int) -> list[tuple[str, int, int, int]]:
+        """What of each parameter lies in elements begin .. end of a buffer."""
+        found = []
+        for name in buffer.names:
+            parameter = self.parameters[name]
+            offset = int(parameter.storage_offset())
+            a, b = max(begin, offset), min(end, offset + parameter.numel())
+            if a < b:
+                found.append((name, a - offset, b - a, a - begin))
+        return found
 
     def checksum(self) -> str:
         """A checksum of the trainable parameters' values, in hexadecimal."""
@@ -172,9 +245,20 @@ class ParameterSpace:
             _add(block.values, next(noise), scale)
 
 
+def _of_tiles(tiles: Sequence[NoiseTile], blocks: Iterable[Block], rows: Sequence[int]) -> Iterator[Tensor]:
+    """What `drawn` gives for each block and direction, of tiles that hold all directions."""
+    waiting = iter(tiles)
+    noise, column = next(waiting).noise, 0
+    for block in blocks:
+        if column == noise.shape[1]:
+            noise, column = next(waiting).noise, 0
+        yield from (noise[row, column : column + block.values.numel()] for row in rows)
+        column += block.values.numel()
+
+
 def _add(values: Tensor, noise: Tensor, scale: float) -> None:
-    """values <- values + scale noise, computed in float32 and rounded to the dtype of `values` once."""
-    if values.dtype == torch.float32 or values.is_cuda:
+    """values <- values + scale noise, in float32 or float64, and rounded to the dtype of `values` once."""
+    if values.dtype in (torch.float32, torch.float64) or values.is_cuda:
         values.add_(noise, alpha=scale)
     else:  # on a CPU, adding tensors of two dtypes in place is ten times slower than converting them
         values.copy_(values.float().add_(noise, alpha=scale))

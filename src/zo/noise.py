@@ -7,7 +7,7 @@ seeded with seed + j, so that a direction is never held whole.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import NamedTuple
@@ -45,6 +45,23 @@ def drawn(jobs: Iterable[tuple[int, int, Tensor]]) -> Iterator[Tensor]:
             free.append(buffer)
     while pending:
         yield pending.popleft()[1].result()
+
+
+def drawn_rows(seeds: Sequence[int], blocks: Sequence[Block]) -> Tensor:
+    """Several directions over some neighbouring blocks at once: float32 (D, m), the blocks one after the other."""
+    sizes = [block.values.numel() for block in blocks]
+    rows = torch.empty(len(seeds), sum(sizes), device=blocks[0].values.device)
+    jobs = [
+        (part, seed, block.number)
+        for row, seed in zip(rows, seeds, strict=True)
+        for part, block in zip(row.split(sizes), blocks, strict=True)
+    ]
+    if rows.is_cuda:
+        for job in jobs:
+            _fill(*job)
+    else:
+        list(_pool().map(_fill, *zip(*jobs, strict=True)))
+    return rows
 
 
 def _num_drawers() -> int:

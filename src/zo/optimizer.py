@@ -24,6 +24,11 @@ class ZOOptimizer(torch.optim.Optimizer):
     def queue(self, record: StepRecord) -> None:
         self._record = record
 
+    @property
+    def rests(self) -> bool:
+        """Whether the queued record has coefficients of 0 only."""
+        return self._record is not None and not any(self._record.coefficients)
+
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         record, self._record = self._record, None
         if record is not None:

@@ -61,7 +61,7 @@ class RecordedTrainer(Trainer):
         self._past: Transcript | None = None
         self._past_checkpoint: Checkpoint | None = None
         self._resuming = self._started = self._ended = False
-        self.add_callback(FirstStepGuard(self._checksums, self._get_learning_rate))
+        self.add_callback(FirstStepGuard(self._checksums, self._is_effective))
         self.add_callback(EndOfRecords(self._finish))
 
     @property
@@ -135,6 +135,15 @@ class RecordedTrainer(Trainer):
             check_equal("trained parameters", str(trained))
             on_first(lambda: self.end_records(trained))
             self._ended = True
+
+    @property
+    def may_rest(self) -> bool:
+        """Whether a sound step's coefficients may all be 0."""
+        return False
+
+    def _is_effective(self) -> bool:
+        """Whether the queued step has to change something: not at rate 0, which a warm-up begins with."""
+        return bool(self._get_learning_rate()) and not (self.may_rest and self.zo_optimizer.rests)
 
     def _checksums(self) -> tuple[str, str]:
         return self.space.checksum(), frozen_checksum(self.model)

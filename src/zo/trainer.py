@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,11 +24,14 @@ from src.utils import UserError
 from src.zo.arguments import ZOArguments
 from src.zo.directions import direction_seeds
 from src.zo.recorded import RecordedTrainer
-from src.zo.sources import REMEDY, CentralDifferences, check_sound
+from src.zo.sources import CHECKED_SAMPLES, REMEDY, Source, check_sound, derivative_check, make_source
+
+logger = logging.getLogger(__name__)
+LEAST_CORRELATION = 0.5
 
 
 class ZOTrainer(RecordedTrainer):
-    """A `Trainer` whose step is two forward passes over the whole training set for each of K directions.
+    """A `Trainer` whose step moves along K random directions, by the samples' derivatives along them.
 
     It differs from the base in `training_step` (the samples' derivatives along K directions, then `release`),
     and in `evaluation_loop` (which asks an `Objective` for its metrics). `train_dataset` and `eval_dataset` are
@@ -54,6 +59,7 @@ class ZOTrainer(RecordedTrainer):
         super().__init__(model, args, train_dataset, eval_dataset, **kwargs)
         self.step_seconds: list[float] = []
         self.step_loss = float("nan")
+        self.derivative_check: dict[str, float] | None = None
 
     @property
     def num_directions(self) -> int:
@@ -83,9 +89,28 @@ class ZOTrainer(RecordedTrainer):
             raise UserError(f"{type(self).__name__} cannot resume a run: its releases are not recorded")
         return super().load_records()
 
-    def source(self) -> CentralDifferences:
-        """Where the derivatives come from."""
-        return CentralDifferences(self.space, self.train_dataset, self.args.zo_eps)
+    @cached_property
+    def source(self) -> Source:
+        """Where the training samples' derivatives come from."""
+        return make_source(self.args.zo_derivative, self.space, self.train_dataset, self.args.zo_eps)
+
+    def checked_objective(self) -> Objective | None:
+        """Whose derivatives the first step compares; what comes of it is published."""
+        return self.train_dataset
+
+    def _check_derivatives(self, seed: int) -> None:
+        """Compares central differences with exact derivatives once, and warns where they are mostly noise."""
+        objective = self.checked_objective()
+        if self.args.no_derivative_check or self.args.zo_derivative != "central" or objective is None:
+            return
+        self.derivative_check = derivative_check(self.space, objective, self.args.zo_eps, seed)
+        found = self.derivative_check
+        if found is not None and found["correlation"] < LEAST_CORRELATION:
+            logger.warning(
+                f"central differences correlate {found['correlation']:.2f} with exact derivatives on"
+                f" {CHECKED_SAMPLES} samples: use --zo_derivative exact, --dtype float32, or a --zo_eps above"
+                f" {self.args.zo_eps:g}"
+            )
 
     def _wrap_model(self, model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
         """No `DistributedDataParallel`: there are no gradients to reduce, and its buckets are a model's size."""
@@ -123,6 +148,9 @@ class ZOTrainer(RecordedTrainer):
 
     def _new_step(self, step: int, seeds: tuple[int, ...], rate: float) -> float:
         begin = time.perf_counter()
+        if not self.step_seconds:
+            self._check_derivatives(seeds[0])
+            begin = time.perf_counter()
         coefficients, self.step_loss = on_first(lambda: (self.unpublished(step), self.recorded_loss(step)))
         if coefficients is None:
             derivatives, self.step_loss = self._derivatives(step, seeds)
@@ -141,7 +169,7 @@ class ZOTrainer(RecordedTrainer):
 
     def _derivatives(self, step: int, seeds: Sequence[int]) -> tuple[np.ndarray, float]:
         """float32 (K, N) along the directions of `seeds`, and the mean loss, both sound."""
-        derivatives, losses = self.source()(seeds)
+        derivatives, losses = self.source(seeds)
         check_sound(derivatives, losses, step, may_be_zero=self.train_dataset.may_be_zero)
         return derivatives, float(losses.mean(dtype=np.float64))
 
@@ -150,9 +178,10 @@ class ZOTrainer(RecordedTrainer):
         super().log({name: value for name, value in logs.items() if name != "grad_norm"}, start_time)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Two forward passes of 2 operations a parameter and token, for each direction."""
+        """2 operations a parameter and token in each forward pass, twice as many in a backward pass."""
         parameters = sum(p.numel() for p in self.model.parameters())
-        return 4 * self.num_directions * parameters * self.train_dataset.num_tokens
+        passes = 3 if self.args.zo_derivative == "exact" else 2 * self.num_directions
+        return 2 * passes * parameters * self.train_dataset.num_tokens
 
     def evaluation_loop(
         self,

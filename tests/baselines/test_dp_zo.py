@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 from builders import make_model, make_tokenizer
 
-from baselines import dp_zo
 from baselines.accounting import noise_multiplier
-from baselines.dp_zo import DPArguments, DPZOTrainer, clipped_sum, poisson_batch
+from baselines.discrete import RandomBits, discrete_gaussian, discrete_laplace
+from baselines.dp_zo import DPArguments, DPZOTrainer
 from paczo.randomness import SecretRandom
 from src import transcript
 from src.objectives import CandidateScoring
@@ -57,6 +58,11 @@ def direction(model, seed):
     before = [p.clone() for p in space.parameters.values()]
     space.apply(StepRecord(0, (seed,), (-1.0,), 1.0))
     return [p.detach() - b for p, b in zip(space.parameters.values(), before, strict=True)]
+
+
+def noisy_size(secrets, size, epsilon):
+    scale = (1 / Fraction(epsilon)).as_integer_ratio()
+    return max(1, size + discrete_laplace(RandomBits(secrets, "dp count", 0), *scale))
 
 
 def shifted_losses(z, scale):
@@ -114,8 +120,10 @@ def test_a_run_is_the_recipe(directions, tmp_path):
     for i in batch:
         vector = slopes[:, i] / directions
         total += vector * min(1, 0.4 / np.linalg.norm(vector))
-    noise = np.array([secrets.standard_normal("dp noise", k) for k in range(directions)])
-    expected = (total + run.noise_multiplier * 0.4 * noise) / (0.3 * 20)
+    std = 1 << 40
+    noise = [discrete_gaussian(RandomBits(secrets, "dp noise", k), std) / std for k in range(directions)]
+    size = 20 if directions == 1 else noisy_size(secrets, 20, 0.05 * 2.0)
+    expected = (total + run.noise_multiplier * 0.4 * np.array(noise)) / (0.3 * size)
     assert np.allclose(np.array(steps[0].coefficients) / directions, expected, rtol=1e-3, atol=2e-3)
     assert any(np.linalg.norm(slopes[:, i] / directions) > 0.4 for i in batch), "clipping plays a part"
 
@@ -130,50 +138,13 @@ def test_a_run_is_the_recipe(directions, tmp_path):
         assert torch.allclose(p, trained, atol=2e-5)
 
 
-def test_clipped_sum_bounds_each_samples_part():
-    rng = np.random.default_rng(0)
-    derivatives = (rng.standard_normal((4, 50)) * rng.exponential(20, 50)).astype(np.float32)
-    columns = [clipped_sum(derivatives[:, [i]], 2.0) for i in range(50)]
-    for i, column in enumerate(columns):
-        plain = derivatives[:, i].astype(float) / 4
-        norm = np.linalg.norm(plain)
-        assert np.linalg.norm(column) == pytest.approx(min(norm, 2.0))
-        assert np.allclose(column * norm, plain * np.linalg.norm(column))
-    assert np.allclose(clipped_sum(derivatives, 2.0), sum(columns))
-    assert clipped_sum(np.zeros((3, 0), np.float32), 1.0).tolist() == [0, 0, 0]
-    assert clipped_sum(np.zeros((3, 2), np.float32), 1.0).tolist() == [0, 0, 0]
-
-
-def rate_z_score(sizes, num_samples, rate):
-    """How many standard deviations the drawn share is away from `rate`."""
-    count = len(sizes) * num_samples
-    return (sum(sizes) - count * rate) / math.sqrt(count * rate * (1 - rate))
-
-
-def test_batches_are_poisson_samples():
-    num_samples, steps, rate = 250, 500, 0.064
-    secrets = SecretRandom.from_seed(1)
-    batches = [poisson_batch(secrets, step, num_samples, rate) for step in range(steps)]
-    sizes = [len(batch) for batch in batches]
-    assert abs(rate_z_score(sizes, num_samples, rate)) < 4
-    for wrong in (0.06, 0.068):
-        assert abs(rate_z_score(sizes, num_samples, wrong)) > 4, "a wrong rate would be noticed"
-    # A binomial size: neither fixed (variance 0) nor drawn in blocks.
-    variance = num_samples * rate * (1 - rate)
-    assert np.var(sizes) == pytest.approx(variance, rel=0.3)
-    counts = np.bincount(np.concatenate(batches), minlength=num_samples)
-    assert np.var(counts) == pytest.approx(steps * rate * (1 - rate), rel=0.3)
-    assert len({batch.tobytes() for batch in batches}) > 490
-    assert poisson_batch(secrets, 3, num_samples, rate).tolist() == batches[3].tolist()
-    assert poisson_batch(secrets, 0, 5, 1.0).tolist() == [0, 1, 2, 3, 4]
-
-
 def test_the_noise_has_its_std_and_a_wrong_one_is_noticed(tmp_path):
     run = trainer(tmp_path, dp_k=1000, dp_clip=3.0, max_steps=20, dp_epsilon=0.5)
+    run.create_optimizer()  # opens the records
     empty = np.zeros((1000, 0), np.float32)
     released = np.array([run.release(step, empty) for step in range(20)])
-    noise = released / 1000 * (0.3 * 20)  # coefficients are K v, v is divided by the expected batch
-    std = noise_multiplier(0.5, delta=1e-5, sample_rate=0.3, steps=20) * 3.0
+    noise = released / 1000 * (0.3 * run.count)  # coefficients are K v, v is divided by the expected batch
+    std = noise_multiplier(0.475, accountant="rdp", delta=1e-5, sample_rate=0.3, steps=20) * 3.0
 
     def z_score(value):
         return (np.mean((noise / value) ** 2) - 1) / math.sqrt(2 / noise.size)
@@ -185,8 +156,7 @@ def test_the_noise_has_its_std_and_a_wrong_one_is_noticed(tmp_path):
     assert len(np.unique(noise)) == noise.size, "no number is used twice"
 
 
-def test_empty_batches_release_noise(tmp_path, monkeypatch):
-    monkeypatch.setattr(dp_zo, "noise_multiplier", lambda *args, **kwargs: 1.0)  # so small a rate takes minutes
+def test_empty_batches_release_noise(tmp_path):
     run = trainer(tmp_path, dp_sample_rate=1e-4, max_steps=2, learning_rate=1e-9)
     run.train_dataset.losses = None  # nothing may be evaluated
     run.train()
@@ -223,10 +193,17 @@ def test_nothing_public_tells_the_batch_or_its_loss(tmp_path):
 
 def test_the_report_states_the_guarantee(tmp_path):
     report = trainer(tmp_path, dp_k=2, dp_epsilon=2.0).privacy()
+    common = {"delta": 1e-5, "sample_rate": 0.3, "steps": 4}
+    expected = {
+        "rdp": noise_multiplier(1.9, accountant="rdp", **common),
+        "pld": noise_multiplier(2.0, accountant="pld", **common),
+    }
     assert report["mechanism"] == "dp-aggzo"
     assert report["private"] is False
     assert (report["epsilon"], report["delta"]) == (2.0, 1e-5)
-    assert report["noise_multiplier"] == noise_multiplier(2.0, delta=1e-5, sample_rate=0.3, steps=4)
+    assert report["noise_multipliers"] == expected
+    assert (report["accountant"], report["noise_multiplier"]) == ("rdp", expected["rdp"])
+    assert (report["epsilon_of_noise"], report["epsilon_of_num_samples"]) == (1.9, 0.1)
     # (e^eps + delta) / (1 + e^eps)
     assert report["posterior_success_bound"] == pytest.approx((math.e**2 + 1e-5) / (1 + math.e**2), abs=1e-9)
     entropy = trainer(tmp_path, dp_secret_seed=None)
@@ -243,6 +220,7 @@ def test_the_report_states_the_guarantee(tmp_path):
         ({"dp_delta": 1.0}, "dp_delta must lie"),
         ({"dp_sample_rate": 0.0}, "dp_sample_rate must lie"),
         ({"dp_sample_rate": 1.5}, "dp_sample_rate must lie"),
+        ({"dp_accountant": "prv"}, "dp_accountant must be one of rdp and pld"),
         ({"dp_load_best_dev": True}, "needs --eval_steps"),
     ],
 )
@@ -251,7 +229,37 @@ def test_settings_that_guarantee_nothing_are_refused(settings, message, tmp_path
         arguments(tmp_path, **settings)
 
 
-def test_a_run_cannot_be_resumed(tmp_path):
-    trainer(tmp_path).train()
-    with pytest.raises(UserError, match="resume"):
-        trainer(tmp_path).train(resume_from_checkpoint=True)
+@pytest.mark.parametrize(
+    ("settings", "shares", "count"),
+    [
+        ({"dp_k": 1}, (2.0, 0.0), "num_samples"),
+        ({"dp_k": 3}, (1.9, 0.1), "noisy_num_samples"),
+        ({"dp_k": 1, "dp_accountant": "pld"}, (2.0, 0.0), "num_samples"),
+        ({"dp_k": 3, "dp_accountant": "pld"}, (2.0, 0.0), "num_samples"),
+    ],
+)
+def test_shares_of_epsilon_and_what_is_said_of_n(settings, shares, count, tmp_path):
+    run = trainer(tmp_path, dp_epsilon=2.0, **settings)
+    report, public = run.privacy(), run.public_header()
+    assert (report["epsilon_of_noise"], report["epsilon_of_num_samples"]) == shares
+    assert report["noise_multiplier"] == report["noise_multipliers"][report["accountant"]]
+    assert report["noise_multipliers"]["pld"] < report["noise_multipliers"]["rdp"]
+    assert public["dp_accountant"] == report["accountant"]
+    expected = noisy_size(SecretRandom.from_seed(5), 20, shares[1]) if shares[1] else 20
+    assert {name: value for name, value in public.items() if "num_samples" in name} == {count: expected}
+
+
+def test_what_an_accountant_cannot_show_is_refused(tmp_path):
+    with pytest.raises(UserError, match="use pld"):
+        trainer(tmp_path, dp_epsilon=0.01)
+    assert trainer(tmp_path, dp_epsilon=0.01, dp_accountant="pld").privacy()["noise_multipliers"]["rdp"] is None
+    with pytest.raises(UserError, match="too small beside dp_epsilon"):
+        trainer(tmp_path, dp_epsilon=60.0)
+
+
+def test_the_check_of_derivatives_looks_at_the_dev_set(tmp_path):
+    """A figure of the training samples would leave without noise."""
+    run = trainer(tmp_path)
+    assert run.checked_objective() is run.eval_dataset is None
+    run.train()
+    assert run.derivative_check is None

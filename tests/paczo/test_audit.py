@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import binom, norm
 
 from paczo import audit
 from paczo.attack import (
@@ -18,11 +20,13 @@ from paczo.attack import (
     clopper_pearson,
     index_hits,
     log_posterior_from_bits,
+    log_posterior_from_flips,
     log_posterior_from_noisy_signs,
     log_posterior_of_a_sceptic,
     member_hits,
     play,
 )
+from paczo.pac_utils import flip_for_mi, sigma_for_binary_mi
 from src.utils import UserError
 
 
@@ -36,7 +40,8 @@ def example(rng, count=3, subsets=4):
     noise_std = rng.uniform(0.5, 3.0, (1, count))
     noisy = rng.normal(size=(1, count))
     member = rng.random((1, subsets)) < 0.5
-    return Runs(signs, np.where(noisy >= 0, 1.0, -1.0), noise_std, noisy, np.array([1]), member)
+    flips = rng.uniform(0.01, 0.5, (1, count))
+    return Runs(signs, np.where(noisy >= 0, 1.0, -1.0), noise_std, noisy, flips, np.array([1]), member)
 
 
 def test_the_posterior_from_bits_is_bayes_by_simulation():
@@ -64,25 +69,38 @@ def test_the_posterior_from_noisy_signs_is_the_gaussian_density():
     np.testing.assert_allclose(normalised(log_posterior_from_noisy_signs(runs))[0], expected, rtol=1e-12)
 
 
+def test_the_posterior_from_flips_is_the_product_of_exact_likelihoods():
+    runs = example(np.random.default_rng(4))
+    likelihood = [
+        math.prod(
+            1 - Fraction(f) if s == b else Fraction(f)
+            for s, b, f in zip(runs.signs[0, :, m], runs.bits[0], runs.flips[0], strict=True)
+        )
+        for m in range(4)
+    ]
+    expected = [float(value / sum(likelihood)) for value in likelihood]
+    np.testing.assert_allclose(normalised(log_posterior_from_flips(runs))[0], expected, rtol=1e-12)
+
+
 def test_free_releases_say_nothing():
     runs = example(np.random.default_rng(3))
-    free = Runs(
-        runs.signs, runs.bits, np.full_like(runs.noise_std, np.inf), runs.noisy_signs * 0, runs.secret, runs.member
-    )
-    for rule in (log_posterior_from_bits, log_posterior_from_noisy_signs):
+    nothing = {
+        "noise_std": runs.noise_std * np.inf,
+        "noisy_signs": runs.noisy_signs * 0,
+        "flips": runs.flips * 0 + 0.5,
+    }
+    free = replace(runs, **nothing)
+    for rule in (log_posterior_from_bits, log_posterior_from_noisy_signs, log_posterior_from_flips):
         np.testing.assert_allclose(normalised(rule(free)), 0.25)
-    agreeing = Runs(
-        np.ones_like(runs.signs),
-        *(getattr(runs, n) for n in ("bits", "noise_std", "noisy_signs", "secret", "member")),
-    )
-    np.testing.assert_allclose(normalised(log_posterior_of_a_sceptic(agreeing)), 0.25)
+    for quiet in (replace(runs, signs=np.ones_like(runs.signs)), replace(runs, bits=runs.bits * 0)):
+        np.testing.assert_allclose(normalised(log_posterior_of_a_sceptic(quiet)), 0.25)
 
 
 def test_guesses_are_the_most_probable_ones():
     probabilities = np.array([[0.1, 0.4, 0.3, 0.2], [0.7, 0.1, 0.1, 0.1]])
     member = np.array([[True, False, True, True], [False, True, True, False]])
     for first, second in itertools.product(range(4), repeat=2):
-        runs = Runs(*(np.zeros((2, 1)) for _ in range(4)), np.array([first, second]), member)
+        runs = Runs(*(np.zeros((2, 1)) for _ in range(5)), np.array([first, second]), member)
         rng = np.random.default_rng(0)
         assert index_hits(runs, np.log(probabilities), rng) == (first == 1) + (second == 0)
         assert member_hits(runs, np.log(probabilities), rng) == int(member[0, first]) + int(not member[1, second])
@@ -91,7 +109,7 @@ def test_guesses_are_the_most_probable_ones():
 def test_ties_are_broken_fairly():
     count = 40_000
     runs = Runs(
-        *(np.zeros((count, 1)) for _ in range(4)), np.zeros(count, int), np.tile([True, False], (count, 1))
+        *(np.zeros((count, 1)) for _ in range(5)), np.zeros(count, int), np.tile([True, False], (count, 1))
     )
     assert abs(index_hits(runs, np.zeros((count, 2)), np.random.default_rng(0)) / count - 0.5) < 0.01
     assert abs(member_hits(runs, np.zeros((count, 2)), np.random.default_rng(0)) / count - 0.5) < 0.01
@@ -106,16 +124,31 @@ def test_clopper_pearson_inverts_the_binomial_tails(hits, trials):
 
 def test_one_release_between_two_subsets_succeeds_as_the_channel_says():
     """P(right) = Phi(1 / sigma) with sigma from the calibration: what is published has the noise it should."""
-    from scipy.stats import norm
-
-    from paczo.pac_utils import sigma_for_binary_mi
-
     setting = Setting("pac-mi", 0.33, 0.33, num_subsets=2, steps=1)
     played = play(setting, 4000, 3)
     disagree = played.signs[:, 0, 0] != played.signs[:, 0, 1]
     right = played.bits[disagree, 0] == played.signs[disagree, 0, played.secret[disagree]]
     low, high = clopper_pearson(int(right.sum()), len(right))
     assert low < norm.cdf(1 / sigma_for_binary_mi(0.5, 0.33)) < high
+
+
+def test_one_bit_between_two_subsets_succeeds_as_the_flip_says():
+    setting = Setting("pac-mi-bit", 0.33, 0.33, num_subsets=2, steps=1)
+    played = play(setting, 4000, 3)
+    disagree = played.signs[:, 0, 0] != played.signs[:, 0, 1]
+    right = played.bits[disagree, 0] == played.signs[disagree, 0, played.secret[disagree]]
+    low, high = clopper_pearson(int(right.sum()), len(right))
+    assert low < 1 - flip_for_mi(0.5, 0.33) < high
+    assert set(np.unique(played.flips[disagree])) == {flip_for_mi(0.5, 0.33)}
+    assert low > 0.82, "more than the sign of a noisy value gives at equal nats"
+
+
+def test_where_the_subsets_disagree_an_abstaining_run_says_nothing_at_all():
+    """The sceptic, who finds whatever follows the secret, is left with ties."""
+    played = play(Setting("pac-zpl-abstain", 0.0, 0.0, directions=2, steps=6), 300, 2)
+    assert set(np.unique(played.bits)) == {-1.0, 0.0, 1.0}
+    values = log_posterior_of_a_sceptic(played)
+    assert np.ptp(values, axis=1).max() == 0.0
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
@@ -131,6 +164,7 @@ def test_runs_are_a_function_of_the_seed_and_have_fair_secrets(mechanism):
 
 def test_sound_mechanisms_pass_and_broken_ones_are_caught(tmp_path):
     chosen = [s for s in audit.settings() if s.directions == 1 and s.claimed_nats in (0.0, 0.11)]
+    assert {s.mechanism for s in chosen} == set(MECHANISMS)
     findings = [f for number, s in enumerate(chosen) for f in audit.attack(s, 400, number)]
     assert {f.setting.is_control for f in findings} == {True, False}
     assert [p for p in audit.problems(findings) if "off blind" not in p] == []
@@ -140,7 +174,7 @@ def test_sound_mechanisms_pass_and_broken_ones_are_caught(tmp_path):
 
 
 def test_a_leak_and_a_missed_control_are_reported():
-    leak = audit.Finding(Setting("pac-zpl", 0, 0), "sceptic", "member", 1000, 700, 0.5, 0.5, 0.66, 0.74)
+    leak = audit.Finding(Setting("pac-zpl-abstain", 0, 0), "sceptic", "member", 1000, 700, 0.5, 0.5, 0.66, 0.74)
     missed = audit.Finding(Setting("quant_half", 0, 0), "sceptic", "member", 1000, 500, 0.5, 0.5, 0.46, 0.54)
     found = audit.problems([leak, missed])
     assert any("succeeds above its bound" in line for line in found)

@@ -10,15 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from deaths import KINDS, damage, exit_code
 from lives import live, make_trainer
 
 from src.transcript import main as transcript_main
-from src.utils import run_cli
 
 ROOT = Path(__file__).resolve().parents[2]
 CHANGES = {"max_steps": 8, "save_steps": 4, "eval_steps": 4, "pac_m": 8}
 FILES = ("transcript.jsonl", "private/ledger.jsonl")
-KINDS = ("byte", "lost byte", "new byte", "drop", "repeat", "swap")
 
 
 @pytest.fixture(scope="module", params=["finished", "stopped"])
@@ -40,32 +39,6 @@ def run(request, tmp_path_factory):
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     return folder
-
-
-def damage(content, kind, rng):
-    lines = content.splitlines(keepends=True)
-    position, index = rng.randrange(len(content)), rng.randrange(len(lines))
-    other = rng.choice([number for number in range(len(lines)) if number != index])
-    if kind == "byte":
-        byte = rng.choice([value for value in range(256) if value != content[position]])
-        return content[:position] + bytes([byte]) + content[position + 1 :]
-    if kind == "lost byte":
-        return content[:position] + content[position + 1 :]
-    if kind == "new byte":
-        return content[:position] + bytes([rng.randrange(256)]) + content[position:]
-    if kind == "drop":
-        del lines[index]
-    elif kind == "repeat":
-        lines.insert(other, lines[index])
-    else:
-        lines[index], lines[other] = lines[other], lines[index]
-    return b"".join(lines)
-
-
-def exit_code(action):
-    with pytest.raises(SystemExit) as stopped:
-        run_cli(action)
-    return stopped.value.code
 
 
 def resume(folder):

@@ -1,5 +1,6 @@
 import copy
 import hashlib
+import math
 import pickle
 import random
 
@@ -68,6 +69,24 @@ class TestDraws:
         words = (reference_word(KEY, "secret", rejected, attempt) for attempt in range(100))
         assert stream.uniform_index("secret", rejected, n) == next(word for word in words if word < n)
 
+    def test_a_bernoulli_draw_is_exact(self, monkeypatch):
+        """True for the words whose lowest 53 bits are below p 2^53: exactly p of all words, none redrawn."""
+        stream = SecretRandom(KEY)
+        for count in (0, 1, 5, 2**52 - 1, 2**52, 2**53 - 1, 2**53):
+            for low in (0, max(count - 1, 0), min(count, 2**53 - 1), 2**53 - 1):
+                for high in (0, 1, 2**11 - 1):
+                    monkeypatch.setattr(SecretRandom, "_word", lambda *_, w=high * 2**53 + low: w)
+                    assert stream.bernoulli("flip", 0, count / 2**53) == (low < count)
+        monkeypatch.undo()
+        assert stream.bernoulli("flip", 3, 0.5) == (reference_word(KEY, "flip", 3) % 2**53 < 2**52)
+        assert len({stream.bernoulli("flip", index, 0.5) for index in range(30)}) == 2
+
+    @pytest.mark.parametrize("probability", [-0.1, 1.1, math.nan, math.inf, 2.0**-54, 0.1 * 2.0**-10])
+    def test_a_probability_off_the_grid_is_refused(self, probability):
+        for source in (SecretRandom(KEY), np.random.default_rng(0)):
+            with pytest.raises(ValueError, match="multiple of 2"):
+                secret_source(source).bernoulli(0, probability)
+
     @pytest.mark.parametrize("n", [0, -1, 2**64 + 1])
     def test_bad_range(self, n):
         with pytest.raises(ValueError, match=str(n)):
@@ -126,6 +145,9 @@ class TestSource:
         assert {source.coin(index) for index in range(20)} == {-1, 1}
         assert source.standard_normal(4) == SecretRandom(KEY).standard_normal("release noise", 4)
         assert source.coin(4) == SecretRandom(KEY).coin("release coin", 4)
+        turned = [source.bernoulli(index, 0.25) for index in range(400)]
+        assert turned == [SecretRandom(KEY).bernoulli("release flip", index, 0.25) for index in range(400)]
+        assert 50 < sum(turned) < 150
 
     def test_generator_is_read_in_sequence(self):
         source = secret_source(np.random.default_rng(3))
@@ -135,6 +157,10 @@ class TestSource:
         coins = [source.coin(0) for _ in range(1000)]
         assert set(coins) == {-1, 1}
         assert abs(sum(coins)) < 130
+        turned = [source.bernoulli(0, 0.25) for _ in range(1000)]
+        assert abs(sum(turned) - 250) < 80
+        assert not source.bernoulli(0, 0.0)
+        assert source.bernoulli(0, 1.0)
 
     @pytest.mark.parametrize("rng", [None, 3, random, np.random])
     def test_no_other_source(self, rng):

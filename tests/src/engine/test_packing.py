@@ -11,8 +11,8 @@ from builders import ARCHITECTURES, make_model
 from transformers import BloomConfig, BloomForCausalLM
 
 from src.engine.batching import ScoredSequence, TokenTable, even_cuts
+from src.engine.head import scored_logits
 from src.engine.packing import NAME, Layout, PackingUnsupported, can_pack, packed
-from src.engine.scoring import scored_logits
 from src.lora import add_lora
 from src.prefix import add_prefix
 

@@ -234,6 +234,7 @@ def test_a_subclass_with_releases_of_its_own_must_say_how_it_resumes(tmp_path, t
 @pytest.mark.parametrize("with_checkpoint", [True, False])
 def test_a_stopped_run_goes_on_to_the_same_end(with_checkpoint, tmp_path, tokenizer):
     settings = {"max_steps": 8, "save_strategy": "steps" if with_checkpoint else "no", "save_steps": 3}
+    settings["no_derivative_check"] = True  # it asks for losses too
 
     def trainer_in(folder):
         model = add_lora(make_model("opt"), LoraSettings(r=2))
@@ -269,3 +270,115 @@ def test_losses_that_may_be_zero_do_not_stop_a_run():
     check_sound(derivatives, losses, 0, may_be_zero=True)
     with pytest.raises(UserError, match="all 3 losses are zero"):
         check_sound(derivatives, losses, 0)
+
+
+WORDS = ("very good", "dull", "cold", "warm", "slow", "bright")
+
+
+class ManyDirections(ZOTrainer):
+    num_directions = 3
+
+
+def lora_model():
+    return add_lora(make_model("llama"), LoraSettings(r=2))
+
+
+def test_exact_derivatives_train_as_central_ones(tmp_path, tokenizer):
+    """Float64 central differences are the oracle: the same signs, step after step."""
+    records = {}
+    for kind in ("central", "exact"):
+        model = add_lora(make_model("opt"), LoraSettings(r=2)).double()
+        args = arguments(tmp_path / kind, max_steps=8, learning_rate=0.02, zo_derivative=kind, zo_eps=1e-5)
+        trainer = ManyDirections(model, args, Doubled(objective_of(model, tokenizer)))
+        trainer.train()
+        head, records[kind] = transcript.read(tmp_path / kind / "transcript.jsonl")
+        assert head["public"]["zo_derivative"] == kind
+    for central, exact in zip(records["central"], records["exact"], strict=True):
+        assert central.seeds == exact.seeds
+        np.testing.assert_allclose(central.coefficients, exact.coefficients, rtol=1e-4, atol=1e-5)
+        assert np.array_equal(np.sign(central.coefficients), np.sign(exact.coefficients))
+
+
+class Doubled(Objective):
+    """A `CandidateScoring` whose losses are not rounded to float32."""
+
+    def __init__(self, inner):
+        super().__init__(inner.model, len(inner))
+        self.inner = inner
+
+    def pieces(self, token_budget, rows=None):
+        return self.inner.pieces(token_budget, rows)
+
+    def piece_losses(self, piece, watcher=None):
+        labels = self.inner.labels[piece.samples]
+        scores = self.inner._scorer.piece_scores(piece, watcher)
+        return nn.functional.cross_entropy(scores, labels, reduction="none")
+
+    @torch.no_grad()
+    def losses(self, samples=None):
+        result = torch.empty(len(self), dtype=torch.float64)
+        for piece in self.pieces(10**6):
+            result[piece.samples] = self.piece_losses(piece)
+        return result if samples is None else result[torch.as_tensor(samples)]
+
+
+def test_an_exact_run_is_replayed_and_resumed_like_any_other(tmp_path, tokenizer):
+    def trainer(folder, **settings):
+        model = lora_model()
+        args = arguments(tmp_path / folder, learning_rate=0.02, zo_derivative="exact", **settings)
+        return ManyDirections(model, args, objective_of(model, tokenizer))
+
+    whole = trainer("whole", max_steps=6)
+    whole.train()
+    replayed = transcript.replay(make_model("llama"), tmp_path / "whole" / "transcript.jsonl")
+    for found, wanted in zip(replayed.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(found, wanted)
+    stopped = trainer("stopped", max_steps=6, save_strategy="steps", save_steps=2)
+    release = stopped.release
+
+    def dies(step, derivatives):
+        if step == 3:
+            raise KeyboardInterrupt
+        return release(step, derivatives)
+
+    stopped.release = dies
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    again = trainer("stopped", max_steps=6, save_strategy="steps", save_steps=2)
+    again.train(resume_from_checkpoint=True)
+    assert again.space.checksum() == whole.space.checksum()
+    other = lora_model()
+    args = arguments(tmp_path / "stopped", max_steps=6, learning_rate=0.02, zo_derivative="central")
+    with pytest.raises(UserError, match="zo_derivative differs"):
+        ManyDirections(other, args, objective_of(other, tokenizer)).train(resume_from_checkpoint=True)
+
+
+def test_the_first_step_tells_how_true_central_differences_are(tmp_path, tokenizer, caplog):
+    def check(name, dtype=torch.float32, **settings):
+        model = lora_model().to(dtype)
+        caplog.clear()
+        trainer = ZOTrainer(
+            model, arguments(tmp_path / name, max_steps=2, **settings), objective_of(model, tokenizer)
+        )
+        trainer.train()
+        warned = [message for message in caplog.messages if "--zo_derivative exact" in message]
+        return trainer.derivative_check, warned, trainer.space.checksum()
+
+    found, warned, parameters = check("float32")
+    assert found["correlation"] > 0.99
+    assert found["error"] < 0.1
+    assert not warned
+    noisy, warned, _ = check("bfloat16", torch.bfloat16, zo_eps=1e-5)
+    assert noisy["correlation"] < 0.5 < noisy["error"]
+    assert len(warned) == 1
+    assert check("off", no_derivative_check=True) == (None, [], parameters)
+    assert check("exact", zo_derivative="exact")[:2] == (None, [])
+
+
+def test_an_objective_without_a_derivative_is_refused_before_a_step(tmp_path):
+    model = nn.Linear(6, 1, bias=False)
+    trainer = ZOTrainer(model, arguments(tmp_path, zo_derivative="exact"), Quadratic(model, torch.randn(10, 6)))
+    with pytest.raises(UserError, match="Quadratic have no derivative; use --zo_derivative central"):
+        trainer.train()
+    with pytest.raises(UserError, match="zo_derivative must be central or exact, got 'forward'"):
+        arguments(tmp_path, zo_derivative="forward")

@@ -1,0 +1,146 @@
+"""`PrivateRun`: what every trainer with a private record does alike, whatever its mechanism."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from paczo.ledger import Ledger, LedgerContent, read_ledger
+from paczo.randomness import SecretRandom
+from src.engine.processes import on_first
+from src.objectives import Objective
+from src.record.chain import Record, RecordError, link
+from src.transcript import Transcript, check_same, load
+from src.zo.arguments import ZOArguments
+from src.zo.directions import StepRecord
+from src.zo.trainer import ZOTrainer
+
+
+class PrivateRun(ZOTrainer):
+    """A `ZOTrainer` that writes a private ledger before the transcript, and resumes from both, bit for bit.
+
+    A subclass's `release` calls `note` with what it releases, and draws from `_random` alone. The ledger holds the
+    key of that stream, a digest of the data, and what the subclass adds (`private_facts`, `note`,
+    `closing_facts`); `repeat` reads it back. `output_dir/private/` stays with the data's owner.
+
+    Args:
+        secret_seed: None draws the key from the operating system; a seed is for experiments, and not private.
+    """
+
+    mechanism_name: str
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module,
+        args: ZOArguments,
+        train_dataset: Objective,
+        eval_dataset: Objective | None = None,
+        *,
+        secret_seed: int | None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model, args, train_dataset, eval_dataset, **kwargs)
+        self._random = SecretRandom.of_run(secret_seed, on_first)
+        self._ledger: Ledger | None = None
+        self._past_ledger: LedgerContent | None = None
+
+    def private_facts(self) -> Record:
+        """What the ledger's first line says besides key and data; it follows from `_random` and settings."""
+        return {}
+
+    def repeat(self, line: Record, path: Path) -> None:
+        """Brings the mechanism's state behind a recorded step; `RecordError` where the line cannot be."""
+
+    def closing_facts(self) -> Record:
+        """What the ledger's closing line says besides the number of steps."""
+        return {}
+
+    @property
+    def closed(self) -> bool:
+        """Whether the run to resume had ended: nothing more may be released."""
+        return self._past_ledger is not None and self._past_ledger.ended
+
+    def note(self, step: int, coefficients: tuple[float, ...], facts: Record | None = None) -> None:
+        """Puts a step into the ledger, before it is published: from now on it is never made again."""
+        assert self._ledger is not None
+        self._ledger.append({"step": step, "coefficients": list(coefficients), **(facts or {})})
+
+    def public_header(self) -> dict[str, Any]:
+        # Ties the transcript to its ledger. A pseudorandom function of the secret key, so it tells nothing of it.
+        run_id = self._random.uniform_index("run id", 0, 1 << 64)
+        return {
+            **super().public_header(),
+            "mechanism": self.mechanism_name,
+            "secrets": self._random.label,
+            "run_id": f"{run_id:016x}",
+        }
+
+    def start_records(self, head: Record) -> None:
+        """The ledger begins before the transcript, whose header it names."""
+        if self._past_ledger is None:
+            first = {"key": self._random.export_key().hex(), "transcript": link("", head)}
+            self._ledger = Ledger(self.run_dir / "private", {**first, **self._facts_to_check()})
+        elif self._past_ledger.first["transcript"] != link("", head):
+            raise RecordError(f"{self._past_ledger.content.path} is of a run with other settings or another model")
+        super().start_records(head)
+        self._seal()
+
+    def load_records(self) -> Transcript | None:
+        """Reads ledger and transcript, and brings the key and the mechanism's state back."""
+        path = self.run_dir / "transcript.jsonl"
+        begun = path.exists() and b"\n" in path.read_bytes()
+        transcript = load(path) if begun else None
+        ledger = read_ledger(self.run_dir / "private", None if transcript is None else transcript.content)
+        if path.exists() and not begun:
+            path.unlink()  # a header that was not written to its end: nothing was released yet
+        own_key = self._random.export_key().hex() if self._random.reproducible else ledger.first["key"]
+        _check(ledger, {"secrets": self._random.label, "key": own_key})
+        self._random = SecretRandom(bytes.fromhex(own_key), reproducible=self._random.reproducible)
+        _check(ledger, self._facts_to_check())
+        if transcript is not None:
+            check_same(transcript, {**transcript.head, "public": self.public_header()})
+        for line in ledger.steps:
+            self.repeat(line, ledger.content.path)
+        self._past_ledger = ledger
+        self._ledger = Ledger.resume(ledger)
+        return transcript
+
+    def _facts_to_check(self) -> Record:
+        return {"secrets": self._random.label, "data": self.data_fingerprint, **self.private_facts()}
+
+    def unpublished(self, step: int) -> tuple[float, ...] | None:
+        """A step that is in the ledger is never made again: its noise is spent."""
+        if self._past_ledger is None or step >= len(self._past_ledger.steps):
+            return None
+        return tuple(self._past_ledger.steps[step]["coefficients"])
+
+    def publish(self, record: StepRecord) -> None:
+        super().publish(record)
+        self._seal()
+
+    def end_records(self, trainable_checksum: str | None) -> None:
+        assert self._ledger is not None
+        assert self.transcript is not None
+        if not self.closed:
+            self._ledger.append({"end": self.transcript.num_steps, **self.closing_facts()})
+        super().end_records(trainable_checksum)
+        self._seal()
+
+    def close_records(self) -> None:
+        super().close_records()
+        if self._ledger is not None:
+            self._ledger.close()
+
+    def _seal(self) -> None:
+        assert self._ledger is not None
+        assert self.transcript is not None
+        self._ledger.seal(self.transcript.chain)
+
+
+def _check(ledger: LedgerContent, facts: Record) -> None:
+    for name, value in facts.items():
+        if ledger.first.get(name) != value:
+            raise RecordError(f"{ledger.content.path} is of another run: its {name} differ(s) from this one's")
