@@ -120,8 +120,10 @@ task_options() {
             need "TRACK=$TRACK" LORA_R LORA_ALPHA
             options+=(--lora --lora_r "$LORA_R" --lora_alpha "$LORA_ALPHA")
             ;;
+        prefix) options+=(--prefix_tuning --num_prefix "${NUM_PREFIX:-5}") ;;
+        head) options+=(--head_tuning) ;;
         ft) ;;
-        *) fail "TRACK=$TRACK is unknown: use lora or ft" ;;
+        *) fail "TRACK=$TRACK is unknown: use lora, prefix, head or ft" ;;
     esac
 }
 

@@ -65,7 +65,7 @@ def evaluate(
     flat_file = flat_path(settings, None if own_sets else number)
     check_flat_path(flat_file, run_dir)
     on_first(lambda: check_run_dir(run_dir, overwrite=settings.overwrite_output_dir))
-    model, tokenizer = load_trainable(settings, args)
+    model, tokenizer = load_trainable(settings, args, task, drawn.test[0])
     begin = time.perf_counter()
     scoring = settings.scoring(drawn.before if any(drawn.before) else None, seed=args.seed)
     try:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
@@ -13,13 +13,14 @@ from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPP
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from src.tracks import TrackSettings, check_untracked
 from src.utils import PRECISIONS, UserError
 
 DEFAULT_TARGETS = ("q_proj", "v_proj")
 
 
 @dataclass(frozen=True)
-class LoraSettings:
+class LoraSettings(TrackSettings):
     """What is needed to wrap the same base model with the same initial adapters again.
 
     A is Kaiming-uniform, drawn from `seed`; B is zero. `dtype` names the adapters' dtype, None takes the
@@ -27,6 +28,7 @@ class LoraSettings:
     decoder's layers get adapters: "all", "last:N", or numbers from 0 as "3,5,7".
     """
 
+    name: ClassVar[str] = "lora"
     r: int = 8
     alpha: float = 16.0
     seed: int = 0
@@ -39,14 +41,6 @@ class LoraSettings:
             raise UserError(f"lora_r must be at least 1, got {self.r}")
         if self.dtype is not None and self.dtype not in PRECISIONS:
             raise UserError(f"unknown LoRA dtype '{self.dtype}': use {', '.join(PRECISIONS)}")
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> LoraSettings:
-        targets = values["targets"]
-        return cls(**{**values, "targets": None if targets is None else tuple(targets)})
 
 
 def lora_targets(model: PreTrainedModel) -> tuple[str, ...]:
@@ -80,6 +74,7 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings = LoraSettings()) ->
 
     The adapters' initial values depend on `settings.seed` alone; the global generators are left as they were.
     """
+    check_untracked(model)
     targets = settings.targets or lora_targets(model)
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
@@ -99,5 +94,5 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings = LoraSettings()) ->
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
-    wrapped.lora_settings = settings  # type: ignore[assignment]
+    wrapped.track = settings  # type: ignore[assignment]
     return wrapped.eval()

@@ -1,10 +1,11 @@
-"""Load a causal language model and its tokenizer from a hub id, a local folder or an embedded name."""
+"""Load a causal language model and its tokenizer by hub id, local folder or embedded name; add a track to it."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,21 @@ from huggingface_hub.constants import HF_HOME
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from src.ht_opt import HeadSettings, add_head
+from src.lora import LoraSettings, add_lora
+from src.prefix import PrefixSettings, add_prefix
+from src.record.checkpoints import load_parameters
+from src.tracks import TRACK_FILE, read_track
 from src.utils import UserError, one_line
+
+TRACKS: dict[str, tuple[Any, Callable[..., nn.Module]]] = {
+    settings.name: (settings, add)
+    for settings, add in (
+        (LoraSettings, add_lora),
+        (PrefixSettings, add_prefix),
+        (HeadSettings, add_head),
+    )
+}
 
 # name -> (package that carries the weights, file in it, the line that installs it)
 EMBEDDED = {
@@ -35,7 +50,8 @@ def load_model(
     """A causal LM in evaluation mode, and its tokenizer.
 
     Args:
-        name: hub id, local folder, or a key of `EMBEDDED`.
+        name: hub id, local folder, or a key of `EMBEDDED`. A folder may hold a prefix or a head alone, which is
+            put into the base model that it names.
         dtype: of the weights; a checkpoint's own dtype is never taken over silently.
         device: where the model is put before anything wraps it.
         opt_bos: the token that starts every prompt of an OPT model. MeZO's recipe, which PACZero
@@ -45,8 +61,15 @@ def load_model(
     Raises:
         UserError: the model is not found, cannot be reached, or is no causal LM.
     """
+    if (Path(name) / TRACK_FILE).is_file():
+        base, track = read_track(Path(name))
+        model, tokenizer = load_model(base, dtype, device, opt_bos=opt_bos)
+        add_track(model, track)
+        load_parameters(Path(name), {key: p for key, p in model.named_parameters() if p.requires_grad})
+        return model, tokenizer
     source = str(_embedded_folder(name)) if name in EMBEDDED else name
     model, tokenizer = _load_pretrained(source, dtype)
+    model.name_or_path = name
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -55,6 +78,14 @@ def load_model(
     if model.get_output_embeddings() is None:
         raise UserError(f"model '{name}' ({model.config.model_type}) has no language-model head")
     return nn.Module.to(model, torch.device(device)).eval(), tokenizer
+
+
+def add_track(model: PreTrainedModel, values: Mapping[str, Any]) -> nn.Module:
+    """The model with the track of which a record keeps these settings (`TrackSettings.to_dict`)."""
+    if values.get("name") not in TRACKS:
+        raise UserError(f"unknown track '{values.get('name')}': use {', '.join(TRACKS)}")
+    settings, add = TRACKS[values["name"]]
+    return add(model, settings.from_dict(values))
 
 
 def _set_opt_prefix(tokenizer: PreTrainedTokenizerBase, opt_bos: str) -> None:

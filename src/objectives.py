@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from src.engine.batching import Indices, MicroBatch, ScoredSequence
 from src.engine.encoding import Window, joined
 from src.engine.generation import GenerationF1
-from src.engine.layers import FrozenFront
+from src.engine.layers import FrozenFront, only_head_trained
 from src.engine.objective import Objective, Samples, as_rows
 from src.engine.scoring import BranchScorer, NextTokenScorer, Piece, Scorer, SequenceScorer, Watcher
 from src.metrics import accuracy
@@ -194,8 +194,10 @@ def _scorer(model: nn.Module, groups: Sequence[Sequence[ScoredSequence]], device
     """The cheapest scorer that fits all samples."""
     if not all(_share_prompt(group) for group in groups):
         return SequenceScorer(model, groups, device)
-    one_token = all(len(s.ids) == s.start + 1 for group in groups for s in group)
-    return (NextTokenScorer if one_token else BranchScorer)(model, groups, device)
+    if all(len(s.ids) == s.start + 1 for group in groups for s in group):
+        return NextTokenScorer(model, groups, device)
+    # Candidates as whole sequences have states that can be kept where only the head is trained.
+    return (SequenceScorer if only_head_trained(model) else BranchScorer)(model, groups, device)
 
 
 def _share_prompt(group: Sequence[ScoredSequence]) -> bool:

@@ -20,13 +20,16 @@ from transformers import PreTrainedTokenizerBase
 
 from src.arguments import RunArguments
 from src.engine.processes import is_first, on_first
+from src.ht_opt import HeadSettings, add_head, candidate_tokens
 from src.interrupt import StopOnSignal
 from src.lora import LoraSettings, add_lora
 from src.models import load_model
 from src.objectives import Objective
+from src.prefix import PrefixSettings, add_prefix
 from src.record.digest import configuration_digest
 from src.record.folder import check_resumable, check_run_dir, prepare_run_dir
 from src.results import DEV_LABEL, answers, by_split, check_flat_path, flat_path, machine, show, write_results
+from src.samples import Sample
 from src.tasks import Splits, Task, get_task
 from src.utils import UserError, precision
 from src.zo.arguments import ZOArguments
@@ -62,7 +65,7 @@ def run(
     resume = args.resume_from_checkpoint not in (None, "False", "false", "")
     check = check_resumable if resume else check_run_dir
     on_first(lambda: check(run_dir, overwrite=settings.overwrite_output_dir))
-    model, tokenizer = load_trainable(settings, args)
+    model, tokenizer = load_trainable(settings, args, task, splits.train[0])
     train, dev, test = _objectives(settings, task, loss, splits, model, tokenizer, seed=args.seed)
     public = {
         "task": settings.task_name,
@@ -98,24 +101,42 @@ def run(
     return metrics
 
 
-def load_trainable(settings: RunArguments, args: ZOArguments) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """The model on its device, with what the track trains, and its tokenizer."""
-    if settings.track in ("prefix", "head") or settings.untie_emb:
-        raise UserError(
-            "--prefix_tuning, --head_tuning and --untie_emb are not offered yet: use --lora or no track"
-        )
+def load_trainable(
+    settings: RunArguments, args: ZOArguments, task: Task, sample: Sample
+) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """The model on its device, with what the track trains, and its tokenizer.
+
+    Args:
+        sample: one of the task's, to see how its candidates stand behind a prompt.
+    """
+    if settings.untie_emb and settings.track != "head":
+        raise UserError("--untie_emb belongs to --head_tuning, whose head always has weights of its own")
     dtype = precision(settings.dtype, args.device)
     model, tokenizer = load_model(settings.model_name, dtype, args.device, opt_bos=settings.opt_bos)
-    if settings.track == "ft":
-        return model, tokenizer
-    adapters = LoraSettings(
-        settings.lora_r,
-        settings.lora_alpha,
-        seed=args.seed,
-        dtype=settings.lora_dtype,
-        layers=settings.lora_layers,
-    )
-    return add_lora(model, adapters), tokenizer
+    if settings.track == "lora":
+        adapters = LoraSettings(
+            settings.lora_r,
+            settings.lora_alpha,
+            seed=args.seed,
+            dtype=settings.lora_dtype,
+            layers=settings.lora_layers,
+        )
+        return add_lora(model, adapters), tokenizer
+    if settings.track == "prefix":
+        prefix = PrefixSettings(
+            settings.num_prefix, settings.prefix_init_by_real_act, seed=args.seed, no_reparam=settings.no_reparam
+        )
+        return add_prefix(model, prefix), tokenizer
+    if settings.track == "head":
+        return add_head(model, _head_settings(tokenizer, task, sample)), tokenizer
+    return model, tokenizer
+
+
+def _head_settings(tokenizer: PreTrainedTokenizerBase, task: Task, sample: Sample) -> HeadSettings:
+    """The candidates' rows where all of the task's samples have the same ones, else the whole head."""
+    if sample.continuations != tuple(task.template.words):
+        return HeadSettings(rows="all")
+    return HeadSettings(tokens=candidate_tokens(tokenizer, sample.prompt, sample.continuations))
 
 
 def _choose_best_by(settings: RunArguments, args: ZOArguments, task: Task) -> None:

@@ -16,7 +16,7 @@ ROOMS = ("src.engine", "src.zo", "src.record", "src.tofu", "src.sample_data", "p
 FLOORS = {
     "src.record": {"src.utils"},
     "src.engine": {"src.utils", "src.metrics"},
-    "src.zo": {"src.utils", "src.lora", "src.record", "src.engine"},
+    "src.zo": {"src.utils", "src.tracks", "src.models", "src.record", "src.engine"},
     "src.tofu": {"src.utils", "src.tasks", "src.models", "src.engine"},
     "pum": {"src", "pum.unlearn"},
     "pum.unlearn": {"src"},

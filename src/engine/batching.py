@@ -37,7 +37,7 @@ class ScoredSequence:
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """Sequences that go through the model together.
+    """Sequences that go through the model together. Two are equal where they are the same object.
 
     Attributes:
         rows: int64 (B,), which of the table's sequences these are.

@@ -1,9 +1,10 @@
-"""The language-model head on the scored states only, and log-probabilities of what it should say."""
+"""The language-model head on the scored states only, one with a few rows of its own, and log-probabilities."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,43 @@ from src.engine.batching import MicroBatch
 from src.engine.layers import FrozenFront
 from src.engine.packing import packed
 from src.engine.segments import wide
+
+
+class RowsHead(nn.Module):
+    """A head of which some tokens' rows are parameters of their own, in the place of the frozen matrix's.
+
+    Args:
+        head: its weight (V, d) and bias stay where they are, tied to the embedding or not.
+        tokens: int64 (R,), whose rows these are. They start as the head's.
+    """
+
+    def __init__(self, head: nn.Linear, tokens: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = head.weight, head.bias
+        self.tokens: Tensor
+        self.register_buffer("tokens", tokens, persistent=False)
+        self.rows = nn.Linear(head.in_features, len(tokens), bias=False, device="meta")
+        self.rows.weight = nn.Parameter(head.weight.detach()[tokens].clone())
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states (..., d)."""
+        logits = functional.linear(hidden, self.weight, self.bias)
+        return logits.index_copy(-1, self.tokens, self.trained(hidden))
+
+    def trained(self, hidden: Tensor) -> Tensor:
+        """Logits (..., R) of the rows that are parameters of their own."""
+        bias = 0 if self.bias is None else self.bias[self.tokens]
+        return self.rows(hidden) + bias
+
+
+def candidate_logits(head: nn.Linear | RowsHead, hidden: Tensor, vocabulary: Tensor) -> Tensor:
+    """Logits (P, len(vocabulary)) of hidden states (P, d), from the head's rows of `vocabulary` only."""
+    bias = None if head.bias is None else head.bias[vocabulary]
+    logits = functional.linear(hidden, head.weight[vocabulary], bias)
+    if isinstance(head, RowsHead):
+        own = vocabulary[:, None] == head.tokens
+        logits = torch.where(own.any(1), head.trained(hidden)[..., own.int().argmax(1)], logits)
+    return logits
 
 
 def token_log_probs(logits: Tensor, targets: Tensor) -> Tensor:
@@ -54,20 +92,15 @@ def head_inputs(model: nn.Module, batch: MicroBatch) -> Tensor:
 def restricted_head(model: nn.Module, positions: Tensor, vocabulary: Tensor | None = None) -> Iterator[None]:
     """Inside, the head sees the hidden states at `positions` (2, P) only, and scores `vocabulary` (V,) only."""
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
-    plain = type(head) is nn.Linear
 
     def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden = args[0]
         rows, columns = positions
         return (hidden[rows, columns], *args[1:])
 
-    def candidate_rows(hidden: Tensor) -> Tensor:
-        bias = None if head.bias is None else head.bias[vocabulary]
-        return functional.linear(hidden, head.weight[vocabulary], bias)
-
     hooks = [head.register_forward_pre_hook(select)]
-    if vocabulary is not None and plain:
-        head.forward = candidate_rows
+    if vocabulary is not None and type(head) in (nn.Linear, RowsHead):
+        head.forward = partial(candidate_logits, head, vocabulary=vocabulary)
     elif vocabulary is not None:
         hooks.append(head.register_forward_hook(lambda _m, _a, output: output[:, vocabulary]))
     try:

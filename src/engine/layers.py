@@ -44,24 +44,42 @@ def checkpointed(model: nn.Module, on: bool) -> Iterator[None]:
             del layer.forward
 
 
+def only_head_trained(model: nn.Module) -> bool:
+    """Whether all that is trained belongs to the language-model head and to nothing in front of it."""
+    both: Any = model
+    own = {id(p) for p in both.get_output_embeddings().parameters()}
+    own -= {id(p) for p in both.get_input_embeddings().parameters()}
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
+    return bool(trained) and trained <= own
+
+
 class FrozenFront:
-    """What the layers in front of the first trained one give: computed once for each micro-batch, and kept.
+    """What the layers in front of what is trained give: computed once for each micro-batch, and kept.
+
+    Where the head alone is trained, that is the scored states: a pass is then little more than the head's product.
 
     Args:
         model: with `requires_grad` set on what is trained, for good.
 
     Attributes:
-        depth: layers in front of the first trained one; 0 where something in front of the layers is trained, or
-            anything else outside of them.
+        depth: layers in front of what is trained; 0 where something in front of the layers is trained, or anything
+            else outside of them, unless that is the head alone.
         kept_bytes: of hidden states, now.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._layers = decoder_layers(model) or nn.ModuleList()
+        layers = decoder_layers(model) or nn.ModuleList()
+        self._entry: Any = None
+        self.depth = 0
         trained = {id(p) for p in model.parameters() if p.requires_grad}
-        inside = [{id(p) for p in layer.parameters()} & trained for layer in self._layers]
-        first = next((index for index, own in enumerate(inside) if own), 0)
-        self.depth = first if trained and trained == set().union(*inside) else 0
+        inside = [{id(p) for p in layer.parameters()} & trained for layer in layers]
+        if only_head_trained(model):
+            both: Any = model
+            self.depth, self._entry = len(layers), both.get_output_embeddings()
+        elif trained and trained == set().union(*inside):
+            self.depth = next(index for index, own in enumerate(inside) if own)
+            self._entry = layers[self.depth]
+        self._front = layers[: self.depth]
         self._kept: WeakKeyDictionary[MicroBatch, Tensor] = WeakKeyDictionary()
 
     @property
@@ -74,8 +92,8 @@ class FrozenFront:
         if not self.depth:
             yield
             return
-        front, entry = self._layers[: self.depth], self._layers[self.depth]
         kept = self._kept.get(batch)
+        passed_by = () if kept is None else self._front
 
         def enter(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
             if kept is not None:
@@ -85,14 +103,14 @@ class FrozenFront:
                 self._kept[batch] = hidden
             return None
 
-        for layer in front if kept is not None else ():
+        for layer in passed_by:
             layer.forward = _passed_by
-        hook = entry.register_forward_pre_hook(enter)
+        hook = self._entry.register_forward_pre_hook(enter)
         try:
             yield
         finally:
             hook.remove()
-            for layer in front if kept is not None else ():
+            for layer in passed_by:
                 del layer.forward
 
 

@@ -8,6 +8,7 @@ transformers' attention interface and nowhere else, and which takes `position_id
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -23,6 +24,8 @@ from torch.nn import functional
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv
 
+from src.engine.attention import NAME as PREFIX_SDPA
+from src.engine.attention import attention_by, behind_prefix, prefix_of
 from src.engine.segments import Spans, spans_of
 
 NAME = "packed_sdpa"
@@ -73,7 +76,8 @@ def _packed_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention inside each sequence: query (1, H, T, d), key and value (1, H_kv, T, d) to (1, T, H, d).
 
-    One split and one concatenation, so that going backward neither fills nor adds whole rows for each group.
+    One split and one concatenation, so that going backward neither fills nor adds whole rows for each group. Each
+    sequence sees all of the module's prefix, where there is one.
     """
     layout = _layout.get()
     if layout is None or attention_mask is not None or any(kwargs.get(name) is not None for name in FOREIGN):
@@ -82,11 +86,16 @@ def _packed_attention(
     copies = query.shape[1] // key.shape[1]
     sizes = [count * length for _, count, length in layout.spans]
     split = (tensor[0].split(sizes, dim=1) for tensor in (query, repeat_kv(key, copies), repeat_kv(value, copies)))
+    prefix, counts = prefix_of(module), [count for _, count, _ in layout.spans]
+    fronts: Any = itertools.repeat(())
+    if prefix is not None:
+        fronts = zip(*(repeat_kv(entries, copies).split(counts) for entries in prefix(sum(counts))), strict=True)
     parts = []
-    for (_, count, length), *heads in zip(layout.spans, *split, strict=True):
+    for (_, count, length), front, *heads in zip(layout.spans, fronts, *split, strict=False):
         q, k, v = (head.unflatten(1, (count, length)).transpose(0, 1) for head in heads)
-        mixed = functional.scaled_dot_product_attention(q, k, v, scale=scaling, is_causal=length > 1)
-        parts.append(mixed.transpose(1, 2).flatten(0, 1))
+        q, k, v = behind_prefix(q, k, v, *front) if front else (q, k, v)
+        mixed = functional.scaled_dot_product_attention(q, k, v, scale=scaling, is_causal=q.shape[2] > 1)
+        parts.append(mixed[:, :, -length:].transpose(1, 2).flatten(0, 1))
     return torch.cat(parts)[None], None
 
 
@@ -96,13 +105,11 @@ AttentionInterface.register(NAME, _packed_attention)
 @contextmanager
 def packed(model: nn.Module, layout: Layout) -> Iterator[None]:
     """Inside, the model's attention treats its one row as the sequences of `layout`."""
-    config: Any = model.config
-    before, token = config._attn_implementation, _layout.set(layout)
-    config._attn_implementation = NAME
+    token = _layout.set(layout)
     try:
-        yield
+        with attention_by(model, NAME):
+            yield
     finally:
-        config._attn_implementation = before
         _layout.reset(token)
 
 
@@ -128,7 +135,9 @@ def can_pack(model: nn.Module, longest: int) -> bool:
     """
     config: Any = getattr(model, "config", None)
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    if next(model.parameters()).device.type != "cpu" or getattr(config, "_attn_implementation", None) != "sdpa":
+    if next(model.parameters()).device.type != "cpu":
+        return False
+    if getattr(config, "_attn_implementation", None) not in ("sdpa", PREFIX_SDPA):
         return False
     if "position_ids" not in inspect.signature(base.forward).parameters:
         return False

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from src.engine.attention import Prefix
 from src.engine.segments import Segments, wide
 from src.engine.uses import LookupUse, MatrixUse, RowsUse, Use, VectorUse
 from src.utils import UserError
@@ -52,6 +53,7 @@ class Taps:
         self._parameters = parameters
         self._owners: list[tuple[nn.Module, dict[str, str]]] = []
         self._head = getattr(model, "get_output_embeddings", lambda: None)()
+        self._behind_trunk = set() if self._head is None else set(self._head.modules())
         for module in model.modules():
             own = {part: names[id(p)] for part, p in module._parameters.items() if id(p) in names}
             if own:
@@ -87,10 +89,13 @@ class Taps:
             for hook in hooks:
                 hook.remove()
 
-    def _hook(self, own: dict[str, str]) -> Callable[..., Tensor]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-            segments = self.scored if module is self._head else self.trunk
+    def _hook(self, own: dict[str, str]) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            segments = self.scored if module in self._behind_trunk else self.trunk
             assert segments is not None, "no pass was announced"
+            if isinstance(module, Prefix):
+                sides = zip(own.values(), output, strict=True)
+                return tuple(self._of_sequences(name, entries, segments) for name, entries in sides)
             scale = None
             if isinstance(module, nn.Embedding):
                 given, scale = _lookup(module, args, kwargs, output)
@@ -110,9 +115,17 @@ class Taps:
 
         return hook
 
+    def _of_sequences(self, name: str, entries: Tensor, segments: Segments) -> Tensor:
+        """A tap on the entries of a prefix, (S, H_kv, m, d) as each of the pass's sequences uses them."""
+
+        def sink(_: Tensor, delta: Tensor) -> None:
+            self._uses[name].append(VectorUse(segments.of_samples(wide(delta).flatten(1))))
+
+        return _Tap.apply(entries, self._anchor.to(entries.device), entries.new_empty(0), sink)
+
 
 def _check_known(module: nn.Module, name: str) -> None:
-    if isinstance(module, nn.Linear | nn.Embedding | nn.LayerNorm | Conv1D) or _is_rms_norm(module):
+    if isinstance(module, nn.Linear | nn.Embedding | nn.LayerNorm | Conv1D | Prefix) or _is_rms_norm(module):
         return
     raise UserError(
         f"{name} belongs to a {type(module).__name__}, whose exact derivative is not known here;"

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from src.record.chain import RecordError
 from src.utils import UserError
 
-WEIGHTS = ("model.safetensors", "adapter_model.safetensors", "model.safetensors.index.json")
+# Of a track whose files are this project's own.
+TRACK_WEIGHTS = "track.safetensors"
+WEIGHTS = ("model.safetensors", "adapter_model.safetensors", TRACK_WEIGHTS, "model.safetensors.index.json")
 # What the library writes besides the weights, the last of them last.
 STATE_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
 
@@ -88,13 +90,10 @@ def weights_size(folder: Path) -> int:
 def first_difference(parameters: Mapping[str, nn.Parameter], saved: Mapping[str, Tensor]) -> str | None:
     """Name of a parameter that is not bit for bit in `saved`, the smaller ones tried first; None where all are.
 
-    peft leaves the adapter's name out of its files, and may store half-precision adapters in float32, which
-    holds the same values.
+    peft may store half-precision adapters in float32, which holds the same values.
     """
     for name, parameter in sorted(parameters.items(), key=lambda item: item[1].numel()):
-        stored = saved.get(name)
-        if stored is None:
-            stored = saved.get(name.replace(".default.", "."))
+        stored = _stored(name, saved)
         if stored is None or not _same_values(parameter.detach().cpu(), stored):
             return name
     return None
@@ -106,6 +105,22 @@ def check_weights(folder: Path, parameters: Mapping[str, nn.Parameter]) -> None:
     if different is not None:
         reason = f"{folder} differs from the transcript in {different}"
         raise RecordError(f"{reason}; delete the folder to resume without it")
+
+
+@torch.no_grad()
+def load_parameters(folder: Path, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Gives `parameters` the values that a checkpoint holds for them; `UserError` where it has not all of them."""
+    saved = read_weights(folder)
+    for name, parameter in parameters.items():
+        stored = _stored(name, saved)
+        if stored is None or stored.shape != parameter.shape:
+            raise UserError(f"{folder} holds no {name} of shape {tuple(parameter.shape)}")
+        parameter.copy_(stored)
+
+
+def _stored(name: str, saved: Mapping[str, Tensor]) -> Tensor | None:
+    """The tensor that a file holds for a parameter; peft leaves the adapter's name out of its files."""
+    return saved.get(name, saved.get(name.replace(".default.", ".")))
 
 
 def _same_values(left: Tensor, right: Tensor) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from src.record.chain import Record, RecordError, RecordFile, RecordWriter, load_records
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def load(path: str | Path) -> Transcript:
         raise RecordError(f"{path} has no complete line")
     head, *lines = content.records
     if head.get("format") != FORMAT:
-        raise RecordError(f"{path} is no transcript of format {FORMAT}")
+        raise RecordError(f"{path} is no transcript of format {FORMAT}, but {head.get('format')}")
     end = lines.pop() if lines and "end" in lines[-1] else None
     steps = [_step(path, number, line) for number, line in enumerate(lines)]
     if end is not None and end["end"] != len(steps):

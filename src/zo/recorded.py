@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, Trainer
 from src.engine.objective import Objective
 from src.engine.processes import check_equal, is_first, on_first
 from src.record.chain import Record, RecordError
-from src.record.checkpoints import Checkpoint, check_weights, choose_checkpoint
+from src.record.checkpoints import Checkpoint, check_weights, choose_checkpoint, load_parameters
 from src.record.fingerprint import data_fingerprint, frozen_checksum
 from src.record.steps import StepRecord, Transcript, TranscriptWriter, check_same, load
 from src.utils import UserError
@@ -196,6 +196,10 @@ class RecordedTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Parameters come from the transcript: see `_continue`."""
+
+    def _load_best_model(self) -> None:
+        """Gives what is trained the best checkpoint's values, whichever file its track has."""
+        load_parameters(Path(str(self.state.best_model_checkpoint)), self.space.parameters)
 
     def _get_output_dir(self, trial: Any) -> str:
         """Checkpoints lie below the run's folder, beside the transcript."""

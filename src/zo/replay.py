@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from peft import PeftModel
 from torch import nn
 
-from src.lora import LoraSettings, add_lora
+from src.models import add_track
 from src.record.chain import Record, RecordError
 from src.record.fingerprint import checksum, frozen_checksum
 from src.record.steps import FORMAT, Transcript, load_complete
+from src.tracks import track_of
 from src.utils import versions
 from src.zo.directions import ParameterSpace
 from src.zo.noise import BLOCK_SIZE
@@ -29,14 +29,14 @@ def header(model: nn.Module, space: ParameterSpace, public: Record) -> Record:
         space: of that model.
         public: further facts, e.g. the base model's name and the run's settings; all of it is published.
     """
-    settings = getattr(model, "lora_settings", None)
+    track = track_of(model)
     return {
         "format": FORMAT,
         "start": _start(model, space.decayed),
         "weight_decay": space.weight_decay,
         "inplace": space.inplace,
         "dtype": str(getattr(model, "dtype", None) or next(model.parameters()).dtype),
-        "lora": None if settings is None else settings.to_dict(),
+        "track": None if track is None else track.to_dict(),
         "device": device_name(next(iter(space.parameters.values())).device),
         "versions": versions(),
         "public": public,
@@ -56,12 +56,12 @@ def replay(model: ModelT, path: str | Path, *, steps: int | None = None) -> Mode
     needs to exclude a cut one calls `load(path).check_finished()`.
 
     Args:
-        model: the base model, on the device type of the run. Adapters are added where the run trained some.
+        model: the base model, on the device type of the run. The run's track is added to it.
         path: of the transcript.
         steps: how many of its steps to apply; None for all.
 
     Returns:
-        `model`, or its peft wrapper where the transcript is of a LoRA run.
+        `model`, or its peft wrapper where the run trained adapters.
 
     Raises:
         RecordError: the transcript is damaged, `model` is not what it started from, or this machine's
@@ -79,12 +79,12 @@ def replay(model: ModelT, path: str | Path, *, steps: int | None = None) -> Mode
 
 
 def at_start(model: ModelT, transcript: Transcript) -> tuple[ModelT, ParameterSpace]:
-    """The model with the run's adapters, and its space; `RecordError` if it is not what the run started from."""
+    """The model with the run's track, and its space; `RecordError` if it is not what the run started from."""
     head, path = transcript.head, transcript.path
     if head["inplace"]:
         raise RecordError(f"{path} is of a run with zo_inplace, whose rounding a replay cannot repeat")
-    if head["lora"] is not None and not isinstance(model, PeftModel):
-        model = add_lora(model, LoraSettings.from_dict(head["lora"]))  # type: ignore[assignment, arg-type]
+    if head["track"] is not None and track_of(model) is None:
+        model = add_track(model, head["track"])  # type: ignore[assignment, arg-type]
     stated = head["start"]
     decayed = frozenset(entry["name"] for entry in stated["parameters"] if entry["decayed"])
     actual = _start(model, decayed)

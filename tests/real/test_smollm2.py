@@ -7,15 +7,20 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from src import transcript
+from src.ht_opt import HeadSettings, add_head, candidate_tokens
 from src.lora import LoraSettings, add_lora
 from src.models import load_model
+from src.prefix import add_prefix
 from src.tasks import get_task
+from src.zo.directions import ParameterSpace, StepRecord
+from src.zo.sources import CentralDifferences
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,6 +46,42 @@ def test_real_sentences_are_scored_as_by_a_plain_pass(data_dir):
         assert all(len(word) == 1 for word in words)
         expected = -logits[[w[0] for w in words]].log_softmax(0)[sample.label]
         assert float(loss) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_prefix_is_small_and_starts_the_same_whatever_the_threads():
+    starts = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            model, _ = load_model("smollm2-135m")
+            size = sum(p.numel() for p in model.parameters())
+            starts.append(ParameterSpace(add_prefix(model)))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert starts[0].checksum() == starts[1].checksum()
+    assert starts[0].num_elements == 57_600 < 1e-3 * size
+
+
+def test_a_head_step_is_far_cheaper_than_a_pass(data_dir):
+    model, tokenizer = load_model("smollm2-135m")
+    task = get_task("SST2")
+    samples = task.splits(str(data_dir), num_train=32, num_dev=1, num_eval=1, train_set_seed=0).train
+    whole = task.objective(model, tokenizer, samples).losses()
+    tokens = candidate_tokens(tokenizer, "It was", samples[0].continuations)
+    model = add_head(model, HeadSettings(tokens=tokens))
+    objective, space = task.objective(model, tokenizer, samples), ParameterSpace(model)
+    source, seconds = CentralDifferences(space, objective, 1e-3), []
+    begin = time.perf_counter()
+    torch.testing.assert_close(objective.losses(), whole)
+    one_pass = time.perf_counter() - begin
+    for step in range(5):
+        begin = time.perf_counter()
+        source((step,))
+        space.apply(StepRecord(step, (step,), (1.0,), 1e-3))
+        seconds.append(time.perf_counter() - begin)
+    assert min(seconds) < one_pass / 20
 
 
 @pytest.mark.parametrize("cell", ["sst2_1p3b_lora_pacmi_mi033_s0", "sst2_1p3b_ft_paczpl_s1"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -218,10 +219,26 @@ def test_a_signal_ends_the_run_between_two_steps_and_it_goes_on(text_model, monk
     assert Path("run/transcript.jsonl").read_text() == Path("other/transcript.jsonl").read_text()
 
 
-@pytest.mark.parametrize("words", [["--prefix_tuning"], ["--head_tuning"], ["--lora", "--untie_emb"]])
-def test_tracks_that_are_not_there_yet_are_refused(words, text_model):
-    with pytest.raises(UserError, match="not offered yet"):
-        train(text_model, *words)
+@pytest.mark.parametrize(
+    ("words", "trained"),
+    [
+        (["--prefix_tuning", "--num_prefix", "3"], 2 * 2 * 3 * 32),
+        (["--head_tuning", "--untie_emb"], 2 * 32),
+        (["--lora", "--lora_r", "2", "--lora_layers", "last:1"], 2 * 2 * (32 + 32)),
+    ],
+)
+def test_tracks_are_trained_and_replayed(words, trained, text_model):
+    found = train(text_model, *words, "--pac_zpl_abstain", "--zo_derivative", "exact", "--pac_k", "3")
+    assert found["privacy"]["spent_nats"] == 0
+    head = transcript.load("run/transcript.jsonl").head["start"]["parameters"]
+    assert sum(math.prod(entry["shape"]) for entry in head) == trained
+    model, _ = load_model(text_model)
+    transcript.replay(model, "run/transcript.jsonl")
+
+
+def test_an_untied_head_belongs_to_its_track(text_model):
+    with pytest.raises(UserError, match="--untie_emb belongs to --head_tuning"):
+        train(text_model, "--lora", "--untie_emb")
 
 
 def test_several_train_sets_are_trained_on_one_after_another(text_model):

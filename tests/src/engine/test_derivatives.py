@@ -14,8 +14,10 @@ from src.engine import derivatives as engine
 from src.engine.derivatives import exact_derivatives
 from src.engine.encoding import Window, joined
 from src.engine.scoring import SequenceScorer
+from src.ht_opt import HeadSettings, add_head
 from src.lora import LoraSettings, add_lora
 from src.objectives import AnswerLikelihood, CandidateScoring, GenerationF1
+from src.prefix import PrefixSettings, add_prefix
 from src.utils import UserError
 from src.zo import directions
 from src.zo import noise as noise_module
@@ -42,6 +44,13 @@ CANDIDATES = {
         ["a", "so bad"],
     ],
 }
+ADDED = {
+    "lora": lambda model, **lora: add_lora(model, LoraSettings(r=3, **lora)),
+    "prefix": lambda model: add_prefix(model, PrefixSettings(num_prefix=3)),
+    "rows": lambda model: add_head(model, HeadSettings(tokens=(6, 7, 10))),
+    "head": lambda model: add_head(model, HeadSettings(rows="all")),
+}
+TRACKS = ("full", *ADDED)
 ARCHITECTURES = ("opt", "llama", "qwen2", "gemma", "gpt2")
 SEEDS = (5, 6, 7)
 
@@ -67,7 +76,7 @@ def build(monkeypatch):
                 monkeypatch.setattr(kind, "forward", rms_norm)
         if track == "full":
             return model.requires_grad_(True)
-        model = add_lora(model, LoraSettings(r=3, **lora))
+        model = ADDED[track](model, **lora)
         generator = torch.Generator().manual_seed(1)
         for parameter in model.parameters():
             if parameter.requires_grad:  # B starts at zero, where half of the derivatives are
@@ -122,7 +131,7 @@ def check_against_autograd(objective, space, seeds=SEEDS):
 
 
 @pytest.mark.parametrize("kind", CANDIDATES)
-@pytest.mark.parametrize("track", ["lora", "full"])
+@pytest.mark.parametrize("track", TRACKS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_candidates(architecture, track, kind, build, tokenizer):
     model = build(architecture, track)
@@ -139,7 +148,16 @@ def test_padded_rows(architecture, track, build, tokenizer):
     check_against_autograd(objective, ParameterSpace(model))
 
 
-@pytest.mark.parametrize("track", ["lora", "full"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_padded_rows_behind_a_prefix(architecture, build, tokenizer, monkeypatch):
+    monkeypatch.setattr("src.engine.scoring.can_pack", lambda *_: False)
+    model = build(architecture, "prefix")
+    objective = scoring(model, tokenizer)
+    assert objective.micro_batches()[0].layout is None
+    check_against_autograd(objective, ParameterSpace(model))
+
+
+@pytest.mark.parametrize("track", TRACKS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_answers(architecture, track, build, tokenizer):
     model = build(architecture, track)

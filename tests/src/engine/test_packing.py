@@ -14,6 +14,7 @@ from src.engine.batching import ScoredSequence, TokenTable, even_cuts
 from src.engine.head import scored_logits
 from src.engine.packing import NAME, Layout, PackingUnsupported, can_pack, packed
 from src.lora import add_lora
+from src.prefix import add_prefix
 
 CPU = torch.device("cpu")
 
@@ -33,10 +34,12 @@ def logits_by_sequence(model, batches):
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
-@pytest.mark.parametrize("lora", [False, True])
-def test_a_packed_sequence_has_the_logits_it_has_alone(model_type, lora):
+@pytest.mark.parametrize("track", ["ft", "lora", "prefix"])
+def test_a_packed_or_padded_sequence_has_the_logits_it_has_alone(model_type, track):
     model = make_model(model_type)
-    if lora:
+    if track == "prefix":
+        model = add_prefix(model)
+    if track == "lora":
         model = add_lora(model)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -46,10 +49,11 @@ def test_a_packed_sequence_has_the_logits_it_has_alone(model_type, lora):
     with torch.no_grad():
         together = logits_by_sequence(model, table.micro_batches(1000, packed=True))
         split = logits_by_sequence(model, table.micro_batches(25, packed=True))
+        padded = logits_by_sequence(model, table.micro_batches(1000))
         alone = logits_by_sequence(model, table.micro_batches(1))
     for row, (expected, targets) in alone.items():
         assert targets.tolist() == table.ids[row, table.starts[row] : table.ends[row]].tolist()
-        for logits, same_targets in (together[row], split[row]):
+        for logits, same_targets in (together[row], split[row], padded[row]):
             assert torch.equal(same_targets, targets)
             torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
 

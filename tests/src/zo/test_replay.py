@@ -1,4 +1,4 @@
-"""The transcript's command line on real folders: LoRA and full runs, several dtypes, and what it refuses."""
+"""The transcript's command line on real folders: runs of every track, several dtypes, and what it refuses."""
 
 from __future__ import annotations
 
@@ -12,15 +12,23 @@ from builders import save_model
 from safetensors.torch import load_file, save_file
 
 from src import transcript
+from src.ht_opt import HeadSettings, add_head
 from src.lora import LoraSettings, add_lora
 from src.models import load_model
 from src.objectives import CandidateScoring
+from src.prefix import PrefixSettings, add_prefix
 from src.transcript import main
 from src.utils import UserError
 from src.zo.arguments import ZOArguments
 from src.zo.directions import ParameterSpace
 from src.zo.trainer import ZOTrainer
 
+TRACKS = {
+    "ft": lambda model: model,
+    "lora": lambda model: add_lora(model, LoraSettings(r=2, alpha=4, seed=3)),
+    "prefix": lambda model: add_prefix(model, PrefixSettings(num_prefix=3, seed=3)),
+    "head": lambda model: add_head(model, HeadSettings(tokens=(6, 7))),
+}
 PROMPTS = ["a very good film It was", "dull It was", "cold and slow It was", "warm It was"]
 
 
@@ -32,8 +40,7 @@ def base(tmp_path_factory):
 def train(base, folder, track, dtype=torch.float32):
     """Six steps with checkpoints after every second, the second best by force; the trained model."""
     model, tokenizer = load_model(base, dtype)
-    if track == "lora":
-        model = add_lora(model, LoraSettings(r=2, alpha=4, seed=3))
+    model = TRACKS[track](model)
     args = ZOArguments(
         output_dir=str(folder),
         max_steps=6,
@@ -57,10 +64,10 @@ def options(base, folder):
 
 
 def weights(folder):
-    return load_file(next(iter(folder.glob("*model.safetensors"))))
+    return load_file(next(iter(folder.glob("*.safetensors"))))
 
 
-@pytest.mark.parametrize("track", ["lora", "ft"])
+@pytest.mark.parametrize("track", TRACKS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_replay_rebuilds_the_trained_model_bit_for_bit(track, dtype, base, tmp_path, capsys):
     trainer = train(base, tmp_path, track, dtype)
@@ -83,7 +90,7 @@ def test_replay_rebuilds_the_trained_model_bit_for_bit(track, dtype, base, tmp_p
     main(["verify", *options(base, tmp_path), "--checkpoint", str(tmp_path / "out")])
     sizes = [int(text.replace(",", "")) for text in re.findall(r"([\d,]+) bytes", capsys.readouterr().out)]
     assert sizes[0] == (tmp_path / "transcript.jsonl").stat().st_size
-    assert sizes[1] == next(iter((tmp_path / "out").glob("*model.safetensors"))).stat().st_size
+    assert sizes[1] == next(iter((tmp_path / "out").glob("*.safetensors"))).stat().st_size
     again = transcript.replay(load_model(base, dtype)[0], tmp_path / "transcript.jsonl")
     for left, right in zip(again.parameters(), trainer.model.parameters(), strict=True):
         assert torch.equal(left, right)
@@ -96,11 +103,11 @@ def test_part_of_a_transcript_gives_an_earlier_checkpoint(base, tmp_path):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path / "out").items())
 
 
-@pytest.mark.parametrize("track", ["lora", "ft"])
+@pytest.mark.parametrize("track", TRACKS)
 def test_verify_finds_one_changed_bit(track, base, tmp_path):
     train(base, tmp_path, track)
     checkpoint = tmp_path / "checkpoints" / "checkpoint-4"
-    file = next(iter(checkpoint.glob("*model.safetensors")))
+    file = next(iter(checkpoint.glob("*.safetensors")))
     tensors = load_file(file)
     name = sorted(tensors)[len(tensors) // 2]
     value = tensors[name].flatten()[-1]
