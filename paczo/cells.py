@@ -34,6 +34,7 @@ def variables(cell: Cell) -> Iterator[tuple[str, str]]:
     if cell["track"] == "lora":
         yield "LORA_R", cell["lora_r"]
         yield "LORA_ALPHA", "16"
+        yield "LORA_LAYERS", "all"
     yield "METHOD", cell["method"]
     yield from _mechanism(cell)
     yield "CLIP", cell["clip"]
@@ -42,6 +43,7 @@ def variables(cell: Cell) -> Iterator[tuple[str, str]]:
     yield "STEPS", cell["steps"]
     yield "EVAL_STEPS", "200" if is_dp or cell["K"] != "1" else "100"
     yield "ZO_EPS", "1e-3"
+    yield "DERIVATIVE", "central"
     yield "NUM_TRAIN", "1000"
     yield "NUM_DEV", "500"
     yield "NUM_EVAL", "1000"
@@ -60,6 +62,7 @@ def _mechanism(cell: Cell) -> Iterator[tuple[str, str]]:
         return
     if cell["method"] == "pac-mi":
         yield "MI", cell["mi"]
+        yield "PAC_CHARGE", "real"
     if cell["method"] == "non-private":
         yield "ABLATION", cell["ablation"]
     yield "PAC_M", cell["M"]

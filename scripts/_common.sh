@@ -9,6 +9,7 @@
 #   SEED           of the draw of train, dev and test samples; RUN_SEED: of directions, adapters and membership
 #   NUM_DEV=0      no dev set: the model after the last step is tested
 #   TRAIN_ON=dev   trains on the public dev set alone, a baseline
+#   DERIVATIVE     central (the paper's) or exact; ABSTAIN=1: PAC-ZPL releases 0 where the subsets disagree
 #   RUN_ID         name of the folder in OUT_BASE, which is result/runs
 #   OVERWRITE=1    replaces the run in that folder
 #   RESUME=1       goes on with the interrupted run in that folder
@@ -89,9 +90,12 @@ pac_options() {
     case "$METHOD" in
         pac-mi)
             need "METHOD=$METHOD" MI
-            options+=(--pac_mi "$MI")
+            options+=(--pac_mi "$MI" --pac_charge "${PAC_CHARGE:-real}")
             ;;
-        pac-zpl) options+=(--pac_zpl) ;;
+        pac-zpl)
+            options+=(--pac_zpl)
+            if on ABSTAIN; then options+=(--pac_zpl_abstain); fi
+            ;;
         non-private) options+=(--no_privacy --ablation "${ABLATION:-none}") ;;
     esac
     options+=(--pac_m "$PAC_M" --pac_k "$PAC_K" --pac_clip "$CLIP")
@@ -118,7 +122,7 @@ task_options() {
     case "$TRACK" in
         lora)
             need "TRACK=$TRACK" LORA_R LORA_ALPHA
-            options+=(--lora --lora_r "$LORA_R" --lora_alpha "$LORA_ALPHA")
+            options+=(--lora --lora_r "$LORA_R" --lora_alpha "$LORA_ALPHA" --lora_layers "${LORA_LAYERS:-all}")
             ;;
         prefix) options+=(--prefix_tuning --num_prefix "${NUM_PREFIX:-5}") ;;
         head) options+=(--head_tuning) ;;
@@ -155,6 +159,7 @@ run_cell() {
         --num_train "$NUM_TRAIN" --num_dev "$NUM_DEV" --num_eval "$NUM_EVAL" \
         --train_set_seed "$SEED" --seed "$RUN_SEED" \
         --max_steps "$STEPS" --learning_rate "$LR" --lr_scheduler_type "$LR_SCHEDULE" --zo_eps "$ZO_EPS" \
+        --zo_derivative "$DERIVATIVE" \
         --eval_steps "$EVAL_STEPS" --save_total_limit 3 --logging_steps "$LOGGING_STEPS" \
         --report_to "$REPORT_TO" \
         "${options[@]}"

@@ -27,6 +27,7 @@ def configuration(cell):
         "lora": cell["track"] == "lora",
         "lora_r": int(cell["lora_r"] or 8),
         "lora_alpha": 16.0,
+        "lora_layers": "all",
         "learning_rate": number["lr"],
         "max_steps": int(cell["steps"]),
         "seed": 42,
@@ -36,6 +37,7 @@ def configuration(cell):
         "num_eval": 1000,
         "opt_bos": "<s>",
         "zo_eps": 0.001,
+        "zo_derivative": "central",
         "lr_scheduler_type": "constant" if is_dp else "polynomial",
         "smoke": False,
         "eval_steps": 200 if is_dp or cell["K"] != "1" else 100,
@@ -61,6 +63,7 @@ def configuration(cell):
         "pac_k": int(cell["K"]),
         "pac_clip": number["clip"],
         "pac_mi": number["mi"],
+        "pac_charge": "real",
         "pac_zpl": cell["method"] == "pac-zpl",
         "no_privacy": cell["method"] == "non-private",
         "ablation": cell["ablation"] or None,
@@ -105,9 +108,9 @@ def test_a_run_of_every_cell_is_recognised_and_a_changed_one_is_not():
     for cell in ROWS.values():
         found = configuration(cell)
         assert report_tables.is_cell(cell, found), cell["run_id"]
-        unused = set() if cell["track"] == "lora" else {"lora_r", "lora_alpha"}
+        unused = set() if cell["track"] == "lora" else {"lora_r", "lora_alpha", "lora_layers"}
         unused |= set() if cell["task"] == "SQuAD" else {"max_new_tokens"}
-        unused |= set() if cell["method"] == "pac-mi" else {"pac_mi"}
+        unused |= set() if cell["method"] == "pac-mi" else {"pac_mi", "pac_charge"}
         unused |= set() if cell["method"] == "non-private" else {"ablation"}
         for name in found.keys() - unused:
             assert not report_tables.is_cell(cell, {**found, name: "other"}), (cell["run_id"], name)

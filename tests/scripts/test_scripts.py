@@ -93,6 +93,7 @@ def expected_options(cell):
         "num_eval": "1000",
         "save_total_limit": "3",
         "zo_eps": "1e-3",
+        "zo_derivative": "central",
         "dtype": "auto",
         "opt_bos": "<s>",
         "logging_steps": "10",
@@ -106,7 +107,7 @@ def expected_options(cell):
     if cell["task"] == "SQuAD":
         expected["max_new_tokens"] = "50"
     if cell["track"] == "lora":
-        expected |= {"lora": True, "lora_r": cell["lora_r"], "lora_alpha": "16"}
+        expected |= {"lora": True, "lora_r": cell["lora_r"], "lora_alpha": "16", "lora_layers": "all"}
     if is_dp:
         return expected | {
             "dp_epsilon": cell["epsilon"],
@@ -114,7 +115,7 @@ def expected_options(cell):
             "dp_sample_rate": cell["sample_rate"],
         }
     method = {
-        "pac-mi": {"pac_mi": cell["mi"]},
+        "pac-mi": {"pac_mi": cell["mi"], "pac_charge": "real"},
         "pac-zpl": {"pac_zpl": True},
         "non-private": {"no_privacy": True, "ablation": cell["ablation"]},
     }
@@ -177,6 +178,11 @@ def test_the_seed_of_the_draw_is_not_that_of_the_run():
     flags = options_of(dry_run(CELL, SEED="3").stdout)
     assert (flags["train_set_seed"], flags["seed"]) == ("3", "42")
     assert options_of(dry_run(CELL, RUN_SEED="7").stdout)["seed"] == "7"
+
+
+def test_charge_derivative_and_layers_can_be_chosen():
+    flags = options_of(dry_run(CELL, PAC_CHARGE="bit", DERIVATIVE="exact", LORA_LAYERS="last:2").stdout)
+    assert (flags["pac_charge"], flags["zo_derivative"], flags["lora_layers"]) == ("bit", "exact", "last:2")
 
 
 def test_a_check_may_bound_its_passes_and_any_task_shrinks():
