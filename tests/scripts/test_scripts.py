@@ -211,7 +211,7 @@ def test_without_a_dev_set_no_checkpoint_is_the_best(script, module, best):
         (CELL, {"DATA_DIR": "/no/such/folder"}, "DATA_DIR=/no/such/folder is no folder"),
         (CELL, {"METHOD": "dp"}, "METHOD=dp is unknown"),
         (CELL, {"METHOD": "dpzero"}, "METHOD=dpzero needs DP_K"),
-        (CELL, {"TRACK": "prefix"}, "TRACK=prefix is unknown"),
+        (CELL, {"TRACK": "qlora"}, "TRACK=qlora is unknown"),
         (DP_CELL, {"TRACK": "lora"}, "TRACK=lora needs LORA_R"),
         (CELL, {"LOSS": "mse"}, "LOSS=mse is unknown"),
         (CELL, {"NUM_GPUS": "two", "DRY_RUN": "", "PYTHON": sys.executable}, "NUM_GPUS must be a whole number"),
