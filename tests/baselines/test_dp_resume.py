@@ -38,10 +38,10 @@ def uninterrupted(tmp_path_factory):
     return folder, live(folder, **DP)
 
 
-def test_twenty_five_deaths_change_nothing(uninterrupted, tmp_path, monkeypatch):
+def test_twenty_two_deaths_change_nothing(uninterrupted, tmp_path, monkeypatch):
     folder, expected = uninterrupted
     run = tmp_path / "run"
-    trainer = die_and_resume(run, random.Random(5), monkeypatch, deaths=25, longest=90, **DP)
+    trainer = die_and_resume(run, random.Random(5), monkeypatch, deaths=22, longest=90, **DP)
     assert outcome(run) == outcome(folder)
     assert torch.equal(trainer.model.weight, expected.model.weight)
     assert trainer.privacy() == expected.privacy()
@@ -55,12 +55,12 @@ def test_twenty_five_deaths_change_nothing(uninterrupted, tmp_path, monkeypatch)
 def test_the_other_mechanisms_resume_too(changes, tmp_path, monkeypatch):
     changes = {**DP, **changes, "max_steps": 40}
     expected = live(tmp_path / "one", **changes)
-    trainer = die_and_resume(tmp_path / "two", random.Random(8), monkeypatch, deaths=3, longest=120, **changes)
+    trainer = die_and_resume(tmp_path / "two", random.Random(8), monkeypatch, deaths=2, longest=150, **changes)
     assert outcome(tmp_path / "one") == outcome(tmp_path / "two")
     assert torch.equal(trainer.model.weight, expected.model.weight)
 
 
-@pytest.mark.parametrize("instant", range(1, 60, 6))
+@pytest.mark.parametrize("instant", range(1, 60, 9))
 def test_death_at_the_very_start(instant, tmp_path, monkeypatch):
     """Ledger, header and first steps: every state resumes, or nothing was released and the run is refused."""
     run, changes = tmp_path / "run", {**DP, "max_steps": 20}
@@ -94,7 +94,7 @@ def test_no_noise_is_used_twice_with_secrets_of_the_operating_system(tmp_path, m
     monkeypatch.setattr(mechanism, "discrete_gaussian", discrete_gaussian)
     monkeypatch.setattr(mechanism.Grid, "total", watched)
     run, changes = tmp_path / "run", {**DP, "dp_secret_seed": None, "max_steps": 40}
-    trainer = die_and_resume(run, random.Random(7), monkeypatch, deaths=10, longest=60, **changes)
+    trainer = die_and_resume(run, random.Random(7), monkeypatch, deaths=8, longest=60, **changes)
     lines = read_records(run / "private" / "ledger.jsonl")
     assert [line["step"] for line in lines[1:-1]] == list(range(40))
     assert sorted(drawn) == list(range(40 * 3)), "each coordinate of each step once"
@@ -190,7 +190,7 @@ def test_files_of_different_runs_or_moments_are_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("state", ["finished", "stopped"])
-def test_sixty_damages_are_refused(state, uninterrupted, tmp_path, monkeypatch, capsys):
+def test_forty_eight_damages_are_refused(state, uninterrupted, tmp_path, monkeypatch, capsys):
     """Half of them to the transcript, half to the ledger."""
     run = uninterrupted[0]
     if state == "stopped":  # between two steps
@@ -210,7 +210,7 @@ def test_sixty_damages_are_refused(state, uninterrupted, tmp_path, monkeypatch, 
     def resume():
         make_dp_trainer(work, max_steps=STEPS).train(resume_from_checkpoint=True)
 
-    for number in range(60):
+    for number in range(48):
         name, kind = ("transcript.jsonl", "private/ledger.jsonl")[number % 2], KINDS[number // 2 % len(KINDS)]
         content = (run / name).read_bytes()
         while (damaged := damage(content, kind, rng)) == content:
