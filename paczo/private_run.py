@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from paczo.ledger import Ledger, LedgerContent, read_ledger
+from paczo.ledger import Ledger, LedgerContent, check_facts, read_ledger
 from paczo.randomness import SecretRandom
 from src.engine.processes import on_first
 from src.objectives import Objective
@@ -50,6 +50,9 @@ class PrivateRun(ZOTrainer):
     def private_facts(self) -> Record:
         """What the ledger's first line says besides key and data; it follows from `_random` and settings."""
         return {}
+
+    def rekeyed(self, past: LedgerContent) -> None:
+        """Called when `_random` has become the stream of the run to resume: draw from it again what was drawn."""
 
     def repeat(self, line: Record, path: Path) -> None:
         """Brings the mechanism's state behind a recorded step; `RecordError` where the line cannot be."""
@@ -97,9 +100,10 @@ class PrivateRun(ZOTrainer):
         if path.exists() and not begun:
             path.unlink()  # a header that was not written to its end: nothing was released yet
         own_key = self._random.export_key().hex() if self._random.reproducible else ledger.first["key"]
-        _check(ledger, {"secrets": self._random.label, "key": own_key})
+        check_facts(ledger.first, {"secrets": self._random.label, "key": own_key}, ledger.content.path)
         self._random = SecretRandom(bytes.fromhex(own_key), reproducible=self._random.reproducible)
-        _check(ledger, self._facts_to_check())
+        self.rekeyed(ledger)
+        check_facts(ledger.first, self._facts_to_check(), ledger.content.path)
         if transcript is not None:
             check_same(transcript, {**transcript.head, "public": self.public_header()})
         for line in ledger.steps:
@@ -138,9 +142,3 @@ class PrivateRun(ZOTrainer):
         assert self._ledger is not None
         assert self.transcript is not None
         self._ledger.seal(self.transcript.chain)
-
-
-def _check(ledger: LedgerContent, facts: Record) -> None:
-    for name, value in facts.items():
-        if ledger.first.get(name) != value:
-            raise RecordError(f"{ledger.content.path} is of another run: its {name} differ(s) from this one's")

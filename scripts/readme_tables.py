@@ -22,7 +22,7 @@ Figures = dict[str, Any]
 
 
 def tables(folder: Path = PUBLISHED) -> dict[str, str]:
-    """Text of each table, by name."""
+    """Text of each table that has been measured, by name."""
     content = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))}
     makers: dict[str, Callable[[dict[str, Figures]], str]] = {
         "speed": speed,
@@ -31,7 +31,8 @@ def tables(folder: Path = PUBLISHED) -> dict[str, str]:
         "precision": precision,
         "learning": learning,
     }
-    return {name: make(content) for name, make in makers.items()}
+    texts = {name: make(content) for name, make in makers.items()}
+    return {name: text for name, text in texts.items() if text.count("\n| ") > 1}
 
 
 def speed(content: dict[str, Figures]) -> str:

@@ -25,7 +25,25 @@ from src.metrics import accuracy
 __all__ = ["AnswerLikelihood", "CandidateScoring", "GenerationF1", "Objective"]
 
 
-class CandidateScoring(Objective):
+class _Scored(Objective):
+    """An objective whose losses are a function of scores, which have derivatives."""
+
+    _scorer: Scorer
+
+    @property
+    def recomputable(self) -> bool:
+        return self._scorer.recomputable
+
+    @property
+    def front(self) -> FrozenFront:
+        """What is kept of the frozen layers in front."""
+        return self._scorer.front
+
+    def pieces(self, token_budget: int, rows: Indices | None = None) -> list[Piece]:
+        return self._scorer.pieces(token_budget, rows)
+
+
+class CandidateScoring(_Scored):
     """Cross-entropy of the right candidate over the candidates' scores (arXiv 2605.06505, section 4).
 
     A candidate follows its prompt after one space; its tokens are the joined text's beyond the prompt's
@@ -93,18 +111,6 @@ class CandidateScoring(Objective):
         labels = self.labels if rows is None else self.labels[torch.from_numpy(rows)]
         return functional.cross_entropy(self._scores(rows), labels, reduction="none")
 
-    @property
-    def recomputable(self) -> bool:
-        return self._scorer.recomputable
-
-    @property
-    def front(self) -> FrozenFront:
-        """What is kept of the frozen layers in front."""
-        return self._scorer.front
-
-    def pieces(self, token_budget: int, rows: Indices | None = None) -> list[Piece]:
-        return self._scorer.pieces(token_budget, rows)
-
     def piece_losses(self, piece: Piece, watcher: Watcher) -> Tensor:
         labels = self.labels[piece.samples.cpu()].to(self.device)
         return functional.cross_entropy(self._scorer.piece_scores(piece, watcher), labels, reduction="none")
@@ -134,7 +140,7 @@ class CandidateScoring(Objective):
         return {"loss": float(loss), "accuracy": accuracy(self._best(scores), self.right)}
 
 
-class AnswerLikelihood(Objective):
+class AnswerLikelihood(_Scored):
     """Mean negative log-likelihood of the answer's tokens after its prompt and one space.
 
     Args:
@@ -173,18 +179,6 @@ class AnswerLikelihood(Objective):
         return -self._spread(
             lambda some: self._pass(lambda budget: self._scorer.scores(budget, some))[:, 0], as_rows(samples)
         )
-
-    @property
-    def recomputable(self) -> bool:
-        return self._scorer.recomputable
-
-    @property
-    def front(self) -> FrozenFront:
-        """What is kept of the frozen layers in front."""
-        return self._scorer.front
-
-    def pieces(self, token_budget: int, rows: Indices | None = None) -> list[Piece]:
-        return self._scorer.pieces(token_budget, rows)
 
     def piece_losses(self, piece: Piece, watcher: Watcher) -> Tensor:
         return -self._scorer.piece_scores(piece, watcher)[:, 0]

@@ -172,7 +172,7 @@ def test_checkpoints_are_optional_and_any_complete_one_will_do(uninterrupted, tm
         ({"max_steps": 250}, "max_steps differs: was 200, is 250"),
         ({"learning_rate": 0.03}, "learning_rate differs"),
         ({"pac_mi": 2.0}, "pac_mi differs"),
-        ({"pac_charge": "bit"}, "pac_charge differs"),
+        ({"pac_charge": "bit"}, "mechanism differs"),
         ({"pac_mi": None, "pac_zpl": True, "pac_zpl_abstain": True}, "differs"),
         ({"pac_k": 1}, "pac_k|release that is recorded|differs"),
         ({"seed": 43}, "membership"),
