@@ -107,13 +107,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot use {folder}: {error.strerror}") from error
-    for k in range(offer.copies) if args.copy is None else [args.copy - 1]:
-        if (folder / MANIFEST).exists() and k in read_replies(folder, name, index):
-            print(f"{folder} has {copy_name(k)} already")
-            continue
+    finished = read_replies(folder, name, index) if (folder / MANIFEST).exists() else {}
+    chosen = range(offer.copies) if args.copy is None else [args.copy - 1]
+    left = [k for k in chosen if k not in finished]
+    for k in left:
+        offer.check_copy(k)  # of all, before the first one costs hours
+    for k in left:
         entry = unlearn_copy(offer, k, rows, args)
         add_reply(folder, name, index, entry)
         print(f"wrote {folder}: {copy_name(k)}, {entry['steps']} steps of {entry['method']}")
+    if not left:
+        print(f"{folder} has all of it already")
 
 
 def unlearn_copy(offer: Offer, k: int, rows: Any, args: ClientArguments) -> Manifest:

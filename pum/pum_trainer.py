@@ -258,17 +258,21 @@ class PUMTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         finished = self._replies(publication.index)
         for k in own:
-            if k in finished:
-                continue
-            published = self._publish(publication, k, working_copy)
-            run_dir = self.run_dir / f"pum_{round_name(publication.index)}_{copy_name(k)}"
-            self.inner(working_copy, run_dir, self.local_steps)
-            for parameter in working_copy.parameters():
-                parameter.grad = None
-            entry = {"copy": k + 1, "method": self.args.method, "steps": self.local_steps, "kind": DIFFERENCE}
-            updates = difference(working_copy, published, self.layout)
-            digest = write_tensors(folder / f"{copy_name(k)}.safetensors", difference_layout(self.layout), updates)
-            add_reply(folder, self._run, publication.index, {**entry, "sha256": digest})
+            if k not in finished:
+                digest = self._copy(publication, k, working_copy, folder / f"{copy_name(k)}.safetensors")
+                entry = {"copy": k + 1, "method": self.args.method, "steps": self.local_steps}
+                entry |= {"kind": DIFFERENCE, "sha256": digest}
+                add_reply(folder, self._run, publication.index, entry)
+
+    def _copy(self, publication: Publication, k: int, working_copy: nn.Module, path: Path) -> str:
+        """Publish and unlearn copy k, and write what changed; the file's digest."""
+        published = self._publish(publication, k, working_copy)
+        run_dir = self.run_dir / f"pum_{round_name(publication.index)}_{copy_name(k)}"
+        self.inner(working_copy, run_dir, self.local_steps)
+        for parameter in working_copy.parameters():
+            parameter.grad = None
+        updates = difference(working_copy, published, self.layout)
+        return write_tensors(path, difference_layout(self.layout), updates)
 
     @torch.no_grad()
     def _publish(self, publication: Publication, k: int, working_copy: nn.Module) -> dict[str, Tensor]:

@@ -17,11 +17,14 @@ SERVER_UID=${SERVER_UID:-64001} # need not belong to an account
 CLIENT_UID=${CLIENT_UID:-64002}
 [ -n "${DATA_DIR:-}" ] || fail "two parties read the rows from a folder: set DATA_DIR, or SMOKE=1"
 
-# as UID COMMAND ...: the command as that user, where we are root.
+apart=""
+if [ "$(id -u)" = 0 ]; then apart=1; fi
+
+# as UID COMMAND ...: the command as that user, where the parties are kept apart.
 as() {
     local uid=$1
     shift
-    if [ "$(id -u)" = 0 ]; then
+    if [ -n "$apart" ]; then
         setpriv --reuid="$uid" --regid="$uid" --clear-groups "$@"
     else
         "$@"
@@ -33,13 +36,26 @@ module() {
     local uid=$1
     shift
     as "$uid" env -i PATH="$PATH" HOME="$home" USER="user$uid" LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1 \
-        HF_HUB_OFFLINE=1 OMP_NUM_THREADS="${OMP_NUM_THREADS:-}" ${rows[@]+"${rows[@]}"} "$PYTHON" -m "$@"
+        PYTHONPATH="$libraries" HF_HUB_OFFLINE=1 OMP_NUM_THREADS="${OMP_NUM_THREADS:-}" \
+        ${rows[@]+"${rows[@]}"} "$interpreter" -m "$@"
+}
+
+# An interpreter that both users can run: the project's own or, where that lies in a folder of root's, the system's
+# of the same version with the project's libraries.
+find_interpreter() {
+    interpreter=$PYTHON libraries=""
+    if as "$CLIENT_UID" env "$interpreter" -c "" 2>/dev/null; then return; fi # setpriv itself could still run it
+    interpreter=/usr/bin/python$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    libraries=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    if as "$CLIENT_UID" env PYTHONPATH="$libraries" "$interpreter" -c "import torch" 2>/dev/null; then return; fi
+    echo "no other user can run $PYTHON: one user plays both parties" >&2
+    interpreter=$PYTHON libraries="" apart=""
 }
 
 # forbidden UID FILE: the user must fail to read the file.
 forbidden() {
     if as "$1" cat "$2" >/dev/null 2>&1; then
-        [ "$(id -u)" = 0 ] && fail "user $1 can read $2"
+        if [ -n "$apart" ]; then fail "user $1 can read $2"; fi
         echo "one user plays both parties, who can read each other's folders: run as root to keep them apart" >&2
     else
         echo "user $1 cannot read $2"
@@ -61,6 +77,7 @@ round() {
 
 if on DRY_RUN; then fail "two_parties.sh has no DRY_RUN: its commands follow from each other"; fi
 choose_interpreter
+find_interpreter
 split=${SPLITS%% *} method=${METHODS%% *} model=$(from_caller "${MODELS%% *}") rows=()
 common_options
 prepare_split
@@ -91,7 +108,7 @@ cp -rL "$DATA_DIR/tofu" "$clients/data/tofu"
 cp -rL "$model" "$servers/start"
 chmod 755 "$work" && chmod 1777 "$home"
 chmod -R u=rwX,go= "$clients/data" "$servers/start"
-if [ "$(id -u)" = 0 ]; then
+if [ -n "$apart" ]; then
     chown -R "$SERVER_UID:$SERVER_UID" "$servers"
     chown -R "$CLIENT_UID:$CLIENT_UID" "$clients"
 fi

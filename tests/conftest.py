@@ -9,6 +9,7 @@ import pytest
 from builders import make_tokenizer, save_text_model
 from transformers import PreTrainedTokenizerFast
 
+ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
@@ -37,3 +38,10 @@ def data_dir() -> Path:
     if not value:
         pytest.skip("DATA_DIR is not set")
     return Path(value)
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    """Variables of a process that is started by a test, outside of any launcher."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return {**kept, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

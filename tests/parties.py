@@ -108,3 +108,16 @@ def digests(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def sign(reply: Path, **changes: object) -> None:
+    """Make a reply's manifest agree with its files again, after `changes` of its entries."""
+    path = reply / "manifest.json"
+    content = {**json.loads(path.read_text()), **changes}
+    content.pop("sha256", None)
+    for entry in content["copies"]:
+        file = reply / f"copy{entry['copy']}.safetensors"
+        if file.exists():
+            entry["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    path.write_text(json.dumps({**content, "sha256": hashlib.sha256(text.encode()).hexdigest()}))
