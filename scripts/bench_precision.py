@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for row in learned:
         shares = " ".join(f"{value:.3f}" for value in row["accuracy"])
         print(f"PAC-ZPL in {row['dtype']}, {row['derivative']} derivatives: held-out accuracy {shares}")
-    print(f"wrote {save(args.output_dir, f'precision-{args.model}-n{args.n}', figures)}")
+    print(f"wrote {save(args.output_dir, f'precision-{Path(args.model).name}-n{args.n}', figures)}")
 
 
 def learning(args: PrecisionArguments, dtype: str) -> list[dict[str, Any]]:
