@@ -59,7 +59,7 @@ class EvalData:
 def load_eval_data(
     forget_split: str, data_dir: str | None, *, holdout_rows: int = 0, limit: int | None = None
 ) -> EvalData:
-    """The perturbed splits that belong to a forget split. Arguments: see `src.tofu.load_split`."""
+    """The perturbed splits that belong to a forget split. Arguments: see `src.tofu.rows.load_split`."""
     names = (f"{forget_split}_perturbed", "retain_perturbed", "real_authors_perturbed", "world_facts_perturbed")
     sets = {key: split_rows(name, data_dir)[:limit] for key, name in zip(SETS, names, strict=True)}
     holdout = load_split(forget_split, data_dir, holdout_rows=holdout_rows).holdout[:limit]

@@ -104,7 +104,7 @@ def test_without_a_data_folder_the_hub_is_asked_and_nothing_else(monkeypatch):
         asked.append((path, name, split))
         return [{"question": "q", "answer": "a", "perturbed_answer": ["b"], "paraphrased_answer": "c"}]
 
-    monkeypatch.setattr("src.tofu.hub_rows", hub_rows)
+    monkeypatch.setattr("src.tofu.rows.hub_rows", hub_rows)
     load_split("forget10", None)
     full_rows(None)
     assert [name for _, name, _ in asked] == ["retain90", "holdout10", "forget10", "full"]
