@@ -82,7 +82,7 @@ class UnlearnMethod:
             raise UserError("the forget set is empty")
         if cls.looks_at_retain(resolve_settings(cls.name, cls.defaults, args)) and not data.retain:
             raise UserError(f"{cls.name} needs a retain set; give one, or --alpha 0")
-        if cls.needs_refusals and any("refusal" not in row for row in data.forget):
+        if cls.needs_refusals and any("refusals" not in row for row in data.forget):
             raise UserError(f"{cls.name} needs a refusal for each forget row, which text rows do not have")
 
     def setting(self, name: str) -> float:

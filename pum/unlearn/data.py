@@ -20,7 +20,7 @@ class UnlearnData:
     """What a run unlearns and what it keeps.
 
     Attributes:
-        forget: rows of `src.tofu.prompts.encode_rows`; each has a "refusal" where the method needs one.
+        forget: rows of `src.tofu.prompts.encode_rows`; each has "refusals" where the method needs one.
         retain: likewise; empty only where the method does not look at it.
         collator: puts rows of one kind into padded tensors.
     """
@@ -31,7 +31,7 @@ class UnlearnData:
 
 
 class PairedRows(Dataset[dict[str, Item]]):
-    """Forget rows, each with a retain row drawn anew at every access by a generator of their own."""
+    """Forget rows, each with a retain row and a refusal drawn anew at every access by a generator of their own."""
 
     def __init__(self, data: UnlearnData, seed: int) -> None:
         self.data = data
@@ -43,12 +43,14 @@ class PairedRows(Dataset[dict[str, Item]]):
     def __getitem__(self, index: int) -> dict[str, Item]:
         forget = self.data.forget[index]
         item = {"forget": forget}
-        if "refusal" in forget:
-            item["refusal"] = forget["refusal"]
+        if "refusals" in forget:
+            item["refusal"] = self._drawn(forget["refusals"])
         if self.data.retain:
-            drawn = int(torch.randint(len(self.data.retain), (1,), generator=self.generator))
-            item["retain"] = self.data.retain[drawn]
+            item["retain"] = self._drawn(self.data.retain)
         return item
+
+    def _drawn(self, rows: Sequence[Item]) -> Item:
+        return rows[int(torch.randint(len(rows), (1,), generator=self.generator))]
 
 
 def collate_pairs(

@@ -92,6 +92,18 @@ def test_pairs_come_from_a_generator_of_their_own():
     assert {tuple(ids) for ids in sequence} == {tuple(row["input_ids"]) for row in data.retain}
 
 
+def test_refusals_are_drawn_anew_at_each_access_from_the_seed():
+    data = make_data(("It was so bad", "so slow", "very dull"))
+    encoded = [tuple(item["input_ids"]) for item in data.forget[0]["refusals"]]
+
+    def drawn(seed):
+        rows = PairedRows(data, seed)
+        return [encoded.index(tuple(rows[0]["refusal"]["input_ids"])) for _ in range(40)]
+
+    assert set(drawn(1)) == {0, 1, 2}
+    assert drawn(1) == drawn(1) != drawn(2)
+
+
 def test_two_runs_are_equal_whatever_the_global_generator_does(tmp_path):
     results = []
     for seed in (1, 2):
@@ -165,7 +177,14 @@ def test_defaults_are_the_specified_ones(tmp_path):
         "UNDIAL": {"beta": 10, "alpha": 0},
         "WGA": {"beta": 1},
         "SatImp": {"satimp_beta1": 5, "satimp_beta2": 1, "gamma": 0.1},
-        "PDU": {"pdu_step": 1},
+        "CEU": {"gamma": 1, "alpha": 0},
+        "PDU": {
+            "gamma": 1,
+            "alpha": 50,
+            "pdu_retain_loss_eps": 0.3,
+            "pdu_step": 5,
+            "pdu_warmup_epochs": 5,
+        },
     }
     for method, values in expected.items():
         assert values.items() <= METHODS[method].defaults.items()
@@ -187,7 +206,8 @@ def test_warm_up_is_one_epoch_and_at_most_half_of_the_run(tmp_path):
 
 
 def test_pdu_moves_its_multiplier_after_the_warm_up(tmp_path):
-    args = make_args(tmp_path, "PDU", pdu_retain_loss_eps=0.0, pdu_warmup_epochs=1.0, num_train_epochs=1)
+    settings = {"alpha": 1.0, "pdu_step": 2.0, "pdu_retain_loss_eps": 0.0, "pdu_warmup_epochs": 1.0}
+    args = make_args(tmp_path, "PDU", num_train_epochs=1, **settings)
     trainer = UnlearnTrainer(make_model("llama"), args, make_data())
     retain_losses = []
     original = trainer.method.retain_loss
@@ -201,7 +221,7 @@ def test_pdu_moves_its_multiplier_after_the_warm_up(tmp_path):
     trainer.train()
     assert len(retain_losses) == 2
     # The first step ends at half an epoch, within the warm-up; the second ends it.
-    assert trainer.method.alpha == pytest.approx(1.0 + retain_losses[1])
+    assert trainer.method.alpha == pytest.approx(1.0 + 2.0 * retain_losses[1])
 
 
 def test_identical_results_of_two_methods_raise_a_warning(tmp_path):
