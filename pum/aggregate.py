@@ -96,6 +96,8 @@ def clip_update(
 ) -> None:
     """Scale an aligned update in place: layer l to at most per_layer[l] in L2 norm, then all to at most `total`.
 
+    A limit of at most 0 is none.
+
     group_of maps a parameter's name to its layer, None outside the layers, which only `total` clips.
     """
     if per_layer is not None:
@@ -107,7 +109,7 @@ def clip_update(
 
 def _shrink(tensors: Sequence[Tensor], limit: float) -> None:
     norm = l2_norm(tensors)
-    if norm > limit:
+    if 0.0 < limit < norm:
         for tensor in tensors:
             tensor.mul_(limit / norm)
 

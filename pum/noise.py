@@ -46,16 +46,23 @@ class SecretSource:
 
     def generator(self, *purpose: object) -> torch.Generator:
         """A CPU generator of its own. With a seed it is a function of seed and purpose, else it is fresh."""
-        generator = torch.Generator()
         if self._seed is None:
-            words = os.urandom(4 * _STATE_WORDS)
-        else:
-            text = repr((self._seed, *purpose)).encode()
-            words = hashlib.shake_256(text).digest(4 * _STATE_WORDS)
-        state = generator.manual_seed(0).get_state()
-        fresh = torch.frombuffer(bytearray(words), dtype=torch.int32).to(torch.int64) & 0xFFFFFFFF
-        state[_STATE_START : _STATE_START + 8 * _STATE_WORDS] = fresh.view(torch.uint8)
-        return generator.set_state(state)
+            return _generator_of(os.urandom(4 * _STATE_WORDS))
+        return _generator_of(_expanded(repr((self._seed, *purpose)).encode()))
+
+
+def _expanded(key: bytes) -> bytes:
+    """As many bytes as a generator's state has, a function of `key`."""
+    return hashlib.shake_256(key).digest(4 * _STATE_WORDS)
+
+
+def _generator_of(words: bytes) -> torch.Generator:
+    """A CPU generator whose whole state is `words`."""
+    generator = torch.Generator()
+    state = generator.manual_seed(0).get_state()
+    fresh = torch.frombuffer(bytearray(words), dtype=torch.int32).to(torch.int64) & 0xFFFFFFFF
+    state[_STATE_START : _STATE_START + 8 * _STATE_WORDS] = fresh.view(torch.uint8)
+    return generator.set_state(state)
 
 
 def draw_alphas(copies: int, alpha_min: float, alpha_max: float, generator: torch.Generator) -> list[float]:
@@ -76,16 +83,18 @@ def zero_sum_noise(shape: Sequence[int], copies: int, std: float, generator: tor
 
 
 class ZeroSumStream:
-    """The same noise one copy at a time, with one running sum a parameter in memory, whatever m is.
+    """The same noise one copy at a time, with nothing of a parameter's size in memory between two copies.
 
     Given e_1..e_{k-1}, the rest is exchangeable with a known sum: with P their sum and n = m - k + 1,
     e_k ~ N(-P/n, std^2 m/(m-1) (n-1)/n). The last copy's is -P: the sum is zero by construction. That is the
-    law of sqrt(m/(m-1)) (z_k - mean z) without drawing the mean beforehand.
+    law of sqrt(m/(m-1)) (z_k - mean z) without drawing the mean beforehand. P is made anew from a key of 256 bits
+    a copy and parameter, by m (m - 1)/2 draws in the place of m - 1: holding it would be one more model while a
+    copy is trained.
 
     Args:
         copies: m. One copy has no zero-sum noise: m = 1 with std > 0 raises ValueError, for it would publish
             the weights as they are.
-        device: where the running sums are held.
+        device: where the noise is wanted.
     """
 
     def __init__(self, copies: int, device: torch.device | str = "cpu") -> None:
@@ -93,8 +102,7 @@ class ZeroSumStream:
             raise ValueError(f"copies must be at least 1, got {copies}")
         self._copies = copies
         self._device = torch.device(device)
-        self._sums: dict[str, Tensor] = {}
-        self._drawn: dict[str, int] = {}
+        self._drawn: dict[str, list[tuple[bytes, float]]] = {}  # key and std, by copy
 
     def draw(self, name: str, shape: Sequence[int], std: float, generator: torch.Generator) -> Tensor:
         """The next copy's noise for the parameter `name`: float32, `shape`, on the stream's device.
@@ -105,24 +113,26 @@ class ZeroSumStream:
             raise ValueError(f"the noise's standard deviation must be finite and >= 0, got {std!r}")
         if self._copies == 1 and std > 0.0:
             raise ValueError("one copy has no zero-sum noise: use at least two copies, or sigma 0 and jitter")
-        left = self._copies - self._drawn.get(name, 0)
+        drawn = self._drawn.setdefault(name, [])
+        left = self._copies - len(drawn)
         if left < 1:
             raise ValueError(f"all {self._copies} draws of '{name}' are made")
-        self._drawn[name] = self._copies - left + 1
+        total: Tensor | None = None
+        for done, (key, before) in enumerate(drawn):
+            again = self._noise(shape, before, self._copies - done, key, total)
+            total = again.clone() if total is None else total.add_(again)
+        key = torch.randint(256, (32,), generator=generator, dtype=torch.uint8).numpy().tobytes()
+        drawn.append((key, std))
+        if left == 1:
+            return torch.zeros(tuple(shape), device=self._device) if total is None else total.neg_()
+        return self._noise(shape, std, left, key, total)
+
+    def _noise(self, shape: Sequence[int], std: float, left: int, key: bytes, total: Tensor | None) -> Tensor:
         if std == 0.0:
             return torch.zeros(tuple(shape), device=self._device)
-        total = self._sums.pop(name, None)
-        if left == 1:
-            assert total is not None
-            return total.neg_()
         spread = std * math.sqrt(self._copies / (self._copies - 1) * (left - 1) / left)
-        noise = torch.randn(tuple(shape), generator=generator).mul_(spread).to(self._device)
-        if total is None:
-            self._sums[name] = noise.clone()
-            return noise
-        noise.sub_(total, alpha=1.0 / left)
-        self._sums[name] = total.add_(noise)
-        return noise
+        noise = torch.randn(tuple(shape), generator=_generator_of(_expanded(key))).mul_(spread).to(self._device)
+        return noise if total is None else noise.sub_(total, alpha=1.0 / left)
 
 
 def jitter_noise(shape: Sequence[int], jitter: float, generator: torch.Generator) -> Tensor:

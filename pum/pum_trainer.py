@@ -27,14 +27,15 @@ from pum.center import (
     layer_distances,
     update_reference,
 )
+from pum.kappa import kappa_sigmas
 from pum.noise import SecretSource, ZeroSumStream, draw_alphas, jitter_noise
-from pum.plan import NoisePlan, make_plan
+from pum.plan import KAPPA, NoisePlan, make_plan
 from pum.privacy import report
 from pum.reparam import Disguise, check_model
 from pum.unlearn import get_method
 from pum.unlearn.arguments import UnlearnArguments
 from pum.unlearn.data import UnlearnData
-from pum.unlearn.trainer import UnlearnTrainer, record_fingerprint
+from pum.unlearn.trainer import UnlearnTrainer, record_fingerprint, steps_an_epoch
 from src.lora import LoraSettings, add_lora
 from src.models import load_model
 from src.utils import UserError, write_json
@@ -99,6 +100,7 @@ class PUMTrainer(Trainer):
         self.plan = self._make_plan()
         self.local_steps = self._count_local_steps()
         self.round_index = 0
+        self.client_reference: Mapping[str, Tensor] | None = None
         self.reference = self._first_reference() if self.plan.thresholds else {}
         super().__init__(model, args, processing_class=processing_class, **kwargs)
         for warning in self.plan.warnings:
@@ -114,8 +116,9 @@ class PUMTrainer(Trainer):
             raise UserError("a PUM run cannot be resumed; start a new one in another output folder")
         begin = time.perf_counter()
         working_copy = copy.deepcopy(self.model)
+        start = self._start_for_client()
         for index in range(self.args.rounds_R):
-            merged = self._round(index, working_copy)
+            merged = self._round(index, working_copy, start)
             norm = self._apply(merged)
             self.state.global_step += self.local_steps
             self.log({"round": index + 1, "merged_update_norm": norm, "local_steps": self.local_steps})
@@ -139,10 +142,19 @@ class PUMTrainer(Trainer):
             reference_is_public=self.args.center_reference_model_path is not None,
         )
 
-    def _round(self, index: int, working_copy: nn.Module) -> dict[str, Tensor]:
-        """Publish, unlearn and merge once: eta S1/S0, while theta stays as it is."""
+    def _round(
+        self, index: int, working_copy: nn.Module, start: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Publish, unlearn and merge once: eta S1/S0, while theta stays as it is.
+
+        The client compares with `start`, or with its copy before training.
+        """
         args, m, self.round_index = self.args, self.args.copies_m, index
         alphas = draw_alphas(m, args.alpha_min, args.alpha_max, self.secrets.generator("alpha", index))
+        if args.alphas == "fixed":
+            alphas = [1.0 + k / max(m - 1, 1) for k in range(m)]
+        if args.kappa and index and self.plan.schedule == KAPPA:
+            self.plan.sigmas.update(kappa_sigmas(self.model, args.kappa, args.kappa_base_model_path))
         scales = self._clip_scales(index)
         noise = ZeroSumStream(m, self.accumulate_device)
         merge = HarmonicMean(args.eta_srv, self.accumulate_device, self._shapes)
@@ -154,6 +166,8 @@ class PUMTrainer(Trainer):
                 disguise = Disguise.sample(self.model, self.secrets.generator("disguise", index, k))
             published = self._publish(index, k, alpha, scales, noise, disguise, working_copy, mean)
             folder = self.run_dir / f"pum_round{index + 1}_copy{k + 1}"
+            # Held once where it can be: to compare with, and to take the difference from.
+            self.client_reference = start or (published if self.accumulate_device == args.device else None)
             self.inner(working_copy, folder, self.local_steps)
             merge.add(self._aligned_update(working_copy, published, disguise), alpha)
         if keep_mean:
@@ -236,6 +250,13 @@ class PUMTrainer(Trainer):
             parameter.copy_(parameter.to(precise) + merged[name].to(parameter.device, precise))
         return l2_norm(list(merged.values()))
 
+    def _start_for_client(self) -> dict[str, Tensor] | None:
+        """theta_0, where the client is given that; it is theta itself as long as no round follows."""
+        if self.args.client_reference == "copy":
+            return None
+        keep = self.args.rounds_R > 1
+        return {n: p.detach().clone() if keep else p.detach() for n, p in self.model.named_parameters()}
+
     def _clip_scales(self, index: int) -> dict[int | None, float]:
         if not self.reference:
             return {}
@@ -263,8 +284,14 @@ class PUMTrainer(Trainer):
         outside = None in self.groups.values()
         weights = list(self.model.parameters())
         rms = l2_norm(weights) / math.sqrt(sum(weight.numel() for weight in weights))
+        kappa, public = self.args.kappa, self.args.kappa_base_model_path
         plan = make_plan(
-            self.args, count_layers(self.groups), outside=outside, reference_norms=norms, weights_rms=rms
+            self.args,
+            count_layers(self.groups),
+            outside=outside,
+            reference_norms=norms,
+            weights_rms=rms,
+            kappa_sigmas=None if kappa is None else kappa_sigmas(self.model, kappa, public),
         )
         if norms is not None and self.args.center_reference_model_path is None:
             plan.warnings.append(
@@ -273,21 +300,22 @@ class PUMTrainer(Trainer):
         return plan
 
     def _count_local_steps(self) -> int:
-        """Steps on each copy. Balanced: R times them are the steps of the plain run, rounded up."""
+        """Steps on each copy: of local_epochs; else balanced, R times them are the plain run's, rounded up."""
         args = self.args
         steps = args.max_steps
         if self.data is not None and (steps < 1 or args.local_epochs is not None):
-            rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
             epochs = args.local_epochs if args.local_epochs is not None else args.num_train_epochs
             assert epochs is not None
-            steps = math.ceil(epochs * math.ceil(len(self.data.forget) / rows))
+            rows, accumulation = len(self.data.forget), args.gradient_accumulation_steps
+            steps = math.ceil(epochs * steps_an_epoch(rows, args.train_batch_size, accumulation))
         if steps < 1:
             steps = args.local_max_steps or 0
         if steps < 1:
             raise UserError("the local steps are not known: give local_max_steps or max_steps")
         if args.local_max_steps is not None:
             return min(steps, args.local_max_steps)
-        return math.ceil(steps / args.rounds_R) if args.auto_balance else steps
+        balanced = args.auto_balance and args.local_epochs is None
+        return math.ceil(steps / args.rounds_R) if balanced else steps
 
     def _unlearn(self, model: nn.Module, run_dir: Path, max_steps: int) -> None:
         """The client of the default run: an `UnlearnTrainer` without checkpoints, the same rows for every copy."""
@@ -310,7 +338,13 @@ class PUMTrainer(Trainer):
         if args.lora:
             assert isinstance(model, PreTrainedModel)
             trained = add_lora(model, LoraSettings(args.lora_r, args.lora_alpha, seed=args.seed))
-        trainer = UnlearnTrainer(trained, UnlearnArguments(**settings), self.data, processing_class=self.tokenizer)
+        trainer = UnlearnTrainer(
+            trained,
+            UnlearnArguments(**settings),
+            self.data,
+            processing_class=self.tokenizer,
+            reference=None if args.lora else self.client_reference,
+        )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         if args.lora:

@@ -17,7 +17,7 @@ from transformers import PrinterCallback
 
 from pum.arguments import PUMArguments
 from pum.pum_trainer import PUMTrainer
-from pum.unlearn.running import RunArguments, finish, load, prepare_folder, unlearn_data
+from pum.unlearn.running import RunArguments, finish, load, prepare_folder, unlearn_data, watch
 from src.utils import Parser, run_cli
 
 
@@ -29,13 +29,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = unlearn_data(loaded, run, args)
     trainer = PUMTrainer(loaded.model, args, data, processing_class=loaded.tokenizer)
     trainer.remove_callback(PrinterCallback)
+    watched = watch(trainer, loaded, run)
     prepare_folder(Path(args.output_dir), run)
     begin = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - begin
     privacy = trainer.privacy()
     extra = {"method": args.method, "kind": "PUM", "lora": args.lora, "privacy": privacy}
-    finish(trainer.model, loaded, run, args, train_seconds=seconds, extra=extra)
+    finish(trainer.model, loaded, run, args, train_seconds=seconds, extra=extra, watched=watched)
     print(summary(privacy))
 
 

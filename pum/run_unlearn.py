@@ -31,6 +31,7 @@ from pum.unlearn.running import (
     prepare_folder,
     read_rows,
     unlearn_data,
+    watch,
 )
 from pum.unlearn.tiny import tiny_models
 from pum.unlearn.trainer import UnlearnTrainer
@@ -72,10 +73,11 @@ def unlearn(argv: Sequence[str]) -> None:
     data = unlearn_data(loaded, run, args)
     model = lora.wrap(loaded.model, args.seed)
     trainer = UnlearnTrainer(model, args, data, processing_class=loaded.tokenizer)
+    watched = watch(trainer, loaded, run)
     prepare_folder(Path(args.output_dir), run)
     seconds = timed_training(trainer)
     extra = {"method": args.method, "kind": "plain", "lora": lora.lora}
-    metrics = finish(model, loaded, run, args, train_seconds=seconds, extra=extra)
+    metrics = finish(model, loaded, run, args, train_seconds=seconds, extra=extra, watched=watched)
     print_scores(metrics["scores"])
 
 

@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 
 from pum.unlearn import get_method
 from pum.unlearn.base import RETAIN_LOSSES
-from pum.unlearn.settings import MethodSettings, resolve_settings
+from pum.unlearn.settings import MethodSettings, resolve_settings, take_method_args
 from src.utils import UserError
 
 
@@ -45,6 +45,7 @@ class UnlearnArguments(MethodSettings, TrainingArguments):
 
     def __post_init__(self) -> None:
         method = get_method(self.method)
+        take_method_args(method.name, method.defaults, self)
         resolve_settings(method.name, method.defaults, self)
         if self.retain_loss_type not in (None, *RETAIN_LOSSES):
             raise UserError(

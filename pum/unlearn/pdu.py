@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -45,8 +46,10 @@ class PDU(UnlearnMethod):
         "pdu_warmup_epochs": 5.0,
     }
 
-    def __init__(self, args: MethodSettings, model: nn.Module) -> None:
-        super().__init__(args, model)
+    def __init__(
+        self, args: MethodSettings, model: nn.Module, reference: Mapping[str, Tensor] | None = None
+    ) -> None:
+        super().__init__(args, model, reference)
         self._retain_losses: list[Tensor] = []
 
     @classmethod

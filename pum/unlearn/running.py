@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
 from pum.unlearn import get_method
 from pum.unlearn.arguments import UnlearnArguments
 from pum.unlearn.data import UnlearnData
+from pum.unlearn.on_the_way import EvaluationOnTheWay
 from src.models import load_model
 from src.tofu.chat import DATE_STRING, ChatFormat, chat_format
 from src.tofu.evaluation import EvalSettings, Evaluation, evaluate, load_eval_data, shared_settings
@@ -63,6 +64,9 @@ class RunArguments:
         default=None, metadata={"help": "TOFU_EVAL.json of a model that never saw the forget set."}
     )
     reference_model: str | None = field(default=None, metadata={"help": "Model for the Reference attack."})
+    eval_every: int | None = field(
+        default=None, metadata={"help": "Steps between evaluations on the way; null: only the result's."}
+    )
     eval_limit: int | None = field(default=None, metadata={"help": "Rows of each evaluation set at most."})
     max_new_tokens: int = field(default=200, metadata={"help": "Of a generated answer."})
     eval_gradnorm: bool = field(default=True, metadata={"help": "Compute the GradNorm attack."})
@@ -73,7 +77,7 @@ class RunArguments:
     def __post_init__(self) -> None:
         if self.forget_path is None and self.retain_path is not None:
             raise UserError("--retain_path belongs to --forget_path: give both, or a TOFU split")
-        for name in ("max_retain", "eval_limit", "max_new_tokens"):
+        for name in ("max_retain", "eval_limit", "eval_every", "max_new_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
@@ -191,6 +195,21 @@ def evaluation_of(
     )
 
 
+def watch(trainer: Trainer, loaded: Loaded, run: RunArguments) -> EvaluationOnTheWay | None:
+    """Let the trainer evaluate on the way, where the arguments ask for it."""
+    if run.eval_every is None:
+        return None
+    if run.forget_path is not None:
+        raise UserError("--eval_every is TOFU's evaluation: drop --forget_path")
+
+    def score(model: nn.Module, folder: Path) -> Mapping[str, float | None]:
+        return scores_of(evaluate(evaluation_of(model, loaded.tokenizer, run), folder)[0])
+
+    callback = EvaluationOnTheWay(run.eval_every, score)
+    trainer.add_callback(callback)
+    return callback
+
+
 def finish(
     model: nn.Module,
     loaded: Loaded,
@@ -200,6 +219,7 @@ def finish(
     train_seconds: float,
     extra: Mapping[str, Any] | None = None,
     is_retain_model: bool = False,
+    watched: EvaluationOnTheWay | None = None,
 ) -> dict[str, Any]:
     """Save and evaluate what a run trained, write its `metrics.json` and say where it is.
 
@@ -207,6 +227,7 @@ def finish(
         model: after training, with adapters or without.
         train_seconds: what the training took.
         extra: more entries for `metrics.json`.
+        watched: what was evaluated on the way.
     """
     folder = Path(str(args.output_dir))
     peak = peak_memory(next(model.parameters()).device)
@@ -229,6 +250,7 @@ def finish(
         "prompts": loaded.chat.record(),
         "versions": versions(),
         "configuration": {**asdict(run), **args.to_dict()},
+        **({"on_the_way": watched.history} if watched else {}),
         **(extra or {}),
     }
     write_json(folder / "metrics.json", metrics)
