@@ -96,7 +96,7 @@ def clip_factors(
 ) -> dict[str, list[float]]:
     """Factors for each tensor of an aligned update, to be applied one after the other (`scaled`).
 
-    Layer l gets at most per_layer[l] in L2 norm, then all together at most `total`.
+    Layer l gets at most per_layer[l] in L2 norm, then all together at most `total`. A limit of at most 0 is none.
 
     Args:
         update: read tensor by tensor, once for each of the two limits.
@@ -105,6 +105,8 @@ def clip_factors(
     factors: dict[str, list[float]] = {name: [] for name in update}
 
     def shrink(names: Sequence[str], limit: float) -> None:
+        if limit <= 0.0:
+            return
         norm = l2_norm(scaled(update[name], factors[name]) for name in names)
         if norm > limit:
             for name in names:

@@ -17,6 +17,8 @@ from pum.unlearn.arguments import UnlearnArguments
 from src.utils import UserError
 
 ACCOUNTINGS = ("paper", "joint")
+ALPHAS = ("uniform", "fixed")
+REFERENCES = ("copy", "server")
 if TYPE_CHECKING:
     ListText = Any  # a list of floats or strings, or None, once the arguments are made
 else:
@@ -28,6 +30,8 @@ LIST_HELP = " A YAML or JSON list of numbers, or null."
 class PUMArguments(UnlearnArguments):
     """The inner run's `UnlearnArguments` (of the plain run it is compared with) and the settings around it.
 
+    Defaults are the guide's.
+
     Lists may be given as YAML or JSON text; after construction they are lists of floats (of strings for
     `center_clip_ref_model_paths`) or None. Contradictions raise `UserError`.
     """
@@ -35,7 +39,11 @@ class PUMArguments(UnlearnArguments):
     copies_m: int = field(default=4, metadata={"help": "Perturbed copies a round, m."})
     rounds_R: int = field(default=1, metadata={"help": "Rounds, R."})  # the guide's name
     alpha_min: float = field(default=1.0, metadata={"help": "Least secret scaling; at least 1."})
-    alpha_max: float = field(default=1.5, metadata={"help": "Largest secret scaling."})
+    alpha_max: float = field(default=1.0, metadata={"help": "Largest secret scaling."})
+    alphas: str = field(
+        default="uniform",
+        metadata={"help": "uniform: secret draws; fixed: 1 + k/(m-1), known to all, as in the paper's code."},
+    )
     eta_srv: float = field(default=1.0, metadata={"help": "Server step size."})
     theta_ref_beta: float = field(default=0.8, metadata={"help": "EMA weight of the clipping reference."})
     server_center_clipping: bool | None = field(
@@ -63,12 +71,12 @@ class PUMArguments(UnlearnArguments):
         default=None, metadata={"help": "Public reference models: a YAML or JSON list of folders, or null."}
     )
     per_layer_noise: bool = field(
-        default=True, metadata={"help": "Calibrate one sigma a layer, else one for all."}
+        default=False, metadata={"help": "Calibrate one sigma a layer, else one for all."}
     )
     dp_epsilon: float | None = field(default=None, metadata={"help": "Target epsilon; null: manual noise."})
     dp_delta: float | None = field(default=None, metadata={"help": "Target delta."})
     dp_rdp_orders: ListText = field(
-        default=None, metadata={"help": "Renyi orders; null: 1.25 to 256." + LIST_HELP}
+        default=None, metadata={"help": f"Renyi orders; null: {list(DEFAULT_ORDERS)}." + LIST_HELP}
     )
     dp_per_layer_allocation: str = field(default="auto", metadata={"help": ", ".join(ALLOCATIONS) + "."})
     dp_sensitivity_per_layer_l2: ListText = field(
@@ -91,19 +99,39 @@ class PUMArguments(UnlearnArguments):
     sigma_per_layer: ListText = field(
         default=None, metadata={"help": "Manual noise a layer; outside the layers sigma holds." + LIST_HELP}
     )
+    kappa: float | None = field(
+        default=None,
+        metadata={
+            "help": "In the place of sigma: in each layer this share of the root mean square of what fine-tuning"
+            " changed; nothing outside the layers."
+        },
+    )
+    kappa_base_model_path: str | None = field(
+        default=None, metadata={"help": "Public model that kappa measures from; null: from zero, with a warning."}
+    )
     inner_handler: str | None = field(default=None, metadata={"help": "Inner method; null: method."})
     local_epochs: float | None = field(
-        default=None, metadata={"help": "Epochs the local steps are counted from; null: num_train_epochs."}
+        default=None, metadata={"help": "Epochs on each copy; null: num_train_epochs, shared (auto_balance)."}
     )
-    local_max_steps: int | None = field(
-        default=None, metadata={"help": "Most steps a copy; null: shared among the rounds (auto_balance)."}
-    )
+    local_max_steps: int | None = field(default=None, metadata={"help": "Most steps on a copy, or null."})
     auto_balance: bool = field(
-        default=True, metadata={"help": "Without local_max_steps: local steps x R = steps of the plain run."}
+        default=True,
+        metadata={"help": "Without local_epochs and local_max_steps: local steps x R = steps of the plain run."},
     )
-    clip_update_norm: float | None = field(default=None, metadata={"help": "L2 clip of an aligned update."})
-    clip_update_norm_per_layer: ListText = field(default=None, metadata={"help": "L2 clips a layer." + LIST_HELP})
-    use_orthogonal_reparam: bool = field(default=True, metadata={"help": "Disguise each copy."})
+    client_reference: str = field(
+        default="copy",
+        metadata={
+            "help": "What NPO, DPO and UNDIAL compare with: the copy before training, or the starting model itself"
+            " (server), as in the paper's code, which hands the model to the client."
+        },
+    )
+    clip_update_norm: float | None = field(
+        default=None, metadata={"help": "L2 clip of an aligned update; null or at most 0: none."}
+    )
+    clip_update_norm_per_layer: ListText = field(
+        default=None, metadata={"help": "L2 clips a layer, at most 0 for none." + LIST_HELP}
+    )
+    use_orthogonal_reparam: bool = field(default=False, metadata={"help": "Disguise each copy."})
     lora: bool = field(default=False, metadata={"help": "The client trains LoRA adapters and merges them."})
     lora_r: int = field(default=8, metadata={"help": "Rank of the adapters."})
     lora_alpha: float = field(default=16.0, metadata={"help": "Scale of the adapters, alpha."})
@@ -136,7 +164,12 @@ class PUMArguments(UnlearnArguments):
         for name in ("center_clip_C_per_layer", "dp_sensitivity_per_layer_l2", "sigma_per_layer"):
             setattr(self, name, number_list(name, getattr(self, name), least=0.0))
         name = "clip_update_norm_per_layer"
-        setattr(self, name, number_list(name, getattr(self, name), least=0.0, strictly=True))
+        limits = parsed(name, getattr(self, name))
+        if isinstance(limits, list):
+            limits = [0.0 if limit is None else limit for limit in limits]
+        setattr(self, name, number_list(name, limits, least=-math.inf))
+        if self.clip_update_norm is not None and self.clip_update_norm <= 0.0:
+            self.clip_update_norm = None
         self.dp_rdp_orders = number_list("dp_rdp_orders", self.dp_rdp_orders, least=1.0, strictly=True)
         self.center_clip_ref_model_paths = text_list(
             "center_clip_ref_model_paths", self.center_clip_ref_model_paths
@@ -153,7 +186,14 @@ class PUMArguments(UnlearnArguments):
         for name in ("theta_ref_beta", "center_clip_quantile_q"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        for name in ("sigma", "sigma_rms", "jitter_tau", "center_clip_C_global", "dp_sensitivity_total_l2"):
+        for name in (
+            "sigma",
+            "sigma_rms",
+            "kappa",
+            "jitter_tau",
+            "center_clip_C_global",
+            "dp_sensitivity_total_l2",
+        ):
             value = getattr(self, name)
             if value is not None and not 0.0 <= value < math.inf:
                 raise UserError(f"{name} must be finite and at least 0, got {value}")
@@ -184,10 +224,24 @@ class PUMArguments(UnlearnArguments):
             )
         if thresholds is not None and self.center_clip_ref_model_paths is not None:
             raise UserError("give one of center_clip_C_per_layer and center_clip_ref_model_paths")
-        if self.sigma_rms is not None and self.sigma > 0:
-            raise UserError("give one of sigma and sigma_rms")
-        if self.copies_m == 1 and (self.sigma > 0 or (self.sigma_rms or 0) > 0 or any(self.sigma_per_layer or ())):
+        manual = {
+            "sigma": self.sigma,
+            "sigma_rms": self.sigma_rms,
+            "kappa": self.kappa,
+            "sigma_per_layer": max(self.sigma_per_layer or (0.0,)),
+        }
+        given = [name for name, value in manual.items() if value]
+        if len(given) > 1 and given != ["sigma", "sigma_per_layer"]:
+            raise UserError(f"give one of {' and '.join(given)}")
+        if self.copies_m == 1 and given:
             raise UserError("copies_m 1 has no zero-sum noise: use at least 2 copies, or sigma 0 and jitter_tau")
+        for name, words in (("alphas", ALPHAS), ("client_reference", REFERENCES)):
+            if getattr(self, name) not in words:
+                raise UserError(f"unknown {name} '{getattr(self, name)}'; known: {', '.join(words)}")
+        if self.alphas == "fixed":
+            self.alpha_min, self.alpha_max = 1.0, 2.0 if self.copies_m > 1 else 1.0
+        if self.client_reference == "server" and self.lora:
+            raise UserError("client_reference server compares whole models: drop --lora")
         if self.accumulate_device is not None:
             try:
                 torch.empty(0, device=self.accumulate_device)

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pum.gaussian import epsilon_of, mu_of
 
-DEFAULT_ORDERS = (1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+DEFAULT_ORDERS = (1.5, 2.0, 3.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)  # the guide's
 ALLOCATIONS = ("auto", "equalized", "varmin")
 TAU_ZERO_REASON = (
     "without jitter sum_k published_k/alpha_k / sum_k 1/alpha_k is the centre itself: the zero-sum noise cancels"

@@ -28,7 +28,7 @@ from pum.unlearn import METHODS
 from pum.unlearn.arguments import UnlearnArguments
 from pum.unlearn.data import UnlearnData
 from pum.unlearn.running import RunArguments, load, unlearn_data
-from pum.unlearn.trainer import UnlearnTrainer
+from pum.unlearn.trainer import UnlearnTrainer, steps_an_epoch
 from src.lora import LoraSettings, add_lora
 from src.utils import Parser, UserError, run_cli
 
@@ -42,6 +42,7 @@ ROWS = (
     "max_retain",
     "opt_bos",
     "system_prompt",
+    "date_string",
 )
 
 
@@ -162,6 +163,7 @@ def unlearn(
     data_seed: int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     merges: bool = True,
+    reference: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
     """Train `model` in place with an `UnlearnTrainer` without checkpoints, and return it.
 
@@ -170,6 +172,7 @@ def unlearn(
         adapters: train LoRA adapters instead, which are merged into `model` at the end, unless `merges` is false:
             then the model with adapters is returned.
         data_seed: in the place of that of `args`.
+        reference: what the method compares with, as `UnlearnTrainer` takes it; adapters compare with `model`.
     """
     settings = {item.name: getattr(args, item.name) for item in fields(UnlearnArguments) if item.init}
     settings |= {
@@ -186,7 +189,13 @@ def unlearn(
     if adapters is not None:
         assert isinstance(model, PreTrainedModel)
         trained = add_lora(model, adapters)
-    trainer = UnlearnTrainer(trained, UnlearnArguments(**settings), data, processing_class=tokenizer)
+    trainer = UnlearnTrainer(
+        trained,
+        UnlearnArguments(**settings),
+        data,
+        processing_class=tokenizer,
+        reference=reference if adapters is None else None,
+    )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     return trained.merge_and_unload() if adapters is not None and merges else trained
@@ -201,7 +210,7 @@ def local_steps(
     local_max_steps: int | None,
     auto_balance: bool,
 ) -> int:
-    """Steps on each copy. Balanced: times the rounds they are the steps of the plain run, rounded up.
+    """Steps on each copy: of `local_epochs`; else balanced, times the rounds they are the plain run's, rounded up.
 
     Args:
         args: the plain run's epochs, batch and, where they are given, steps.
@@ -209,17 +218,16 @@ def local_steps(
     """
     steps = args.max_steps
     if forget_rows is not None and (steps < 1 or local_epochs is not None):
-        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         epochs = local_epochs if local_epochs is not None else args.num_train_epochs
         assert epochs is not None
-        steps = math.ceil(epochs * math.ceil(forget_rows / batch))
+        steps = math.ceil(epochs * steps_an_epoch(forget_rows, *args.whole_step))
     if steps < 1:
         steps = local_max_steps or 0
     if steps < 1:
         raise UserError("the local steps are not known: give local_max_steps or max_steps")
     if local_max_steps is not None:
         return min(steps, local_max_steps)
-    return math.ceil(steps / rounds) if auto_balance else steps
+    return math.ceil(steps / rounds) if auto_balance and local_epochs is None else steps
 
 
 @torch.no_grad()

@@ -125,7 +125,8 @@ class MergeArguments:
     output_dir: str | None = field(default=None, metadata={"help": "The merged model, after the last round."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace what is in output_dir."})
     clip_update_norm: float | None = field(
-        default=None, metadata={"help": "L2 clip of an aligned update; null: as it was when the run began."}
+        default=None,
+        metadata={"help": "L2 clip of an aligned update, at most 0 for none; null: as it was when the run began."},
     )
     refuse_over_norm: bool = field(default=False, metadata={"help": "Refuse an update that would be clipped."})
 
@@ -177,7 +178,7 @@ def _merge(server: Server, settings: MergeArguments) -> Server:
     if len(server.lines(PUBLISHED)) < number:
         raise UserError(f"round {number} of {server.folder.path} is not published yet")
     if settings.clip_update_norm is not None:
-        args.clip_update_norm = settings.clip_update_norm
+        args.clip_update_norm = settings.clip_update_norm if settings.clip_update_norm > 0.0 else None
     if settings.refuse_over_norm and args.clip_update_norm is None:
         raise UserError("--refuse_over_norm needs --clip_update_norm")
     replies = _collect(settings.reply, server.offer_id, server.index, args.copies_m)

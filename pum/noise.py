@@ -58,19 +58,21 @@ class SecretSource:
 
     def generator(self, *purpose: object) -> torch.Generator:
         """A CPU generator of its own, a function of the secret and the purpose."""
-        generator = torch.Generator()
-        words = self._digest(4 * _STATE_WORDS, *purpose)
-        state = generator.manual_seed(0).get_state()
-        fresh = torch.frombuffer(bytearray(words), dtype=torch.int32).to(torch.int64) & 0xFFFFFFFF
-        state[_STATE_START : _STATE_START + 8 * _STATE_WORDS] = fresh.view(torch.uint8)
-        return generator.set_state(state)
+        return _generator_of(repr((self._secret, *purpose)).encode())
 
     def name(self, *purpose: object) -> str:
         """128 bits in hexadecimal that say nothing of the secret: a name for what may be published."""
-        return self._digest(16, "name", *purpose).hex()
+        return hashlib.shake_256(repr((self._secret, "name", *purpose)).encode()).hexdigest(16)
 
-    def _digest(self, length: int, *purpose: object) -> bytes:
-        return hashlib.shake_256(repr((self._secret, *purpose)).encode()).digest(length)
+
+def _generator_of(key: bytes) -> torch.Generator:
+    """A CPU generator whose whole state is a function of `key`."""
+    generator = torch.Generator()
+    words = hashlib.shake_256(key).digest(4 * _STATE_WORDS)
+    state = generator.manual_seed(0).get_state()
+    fresh = torch.frombuffer(bytearray(words), dtype=torch.int32).to(torch.int64) & 0xFFFFFFFF
+    state[_STATE_START : _STATE_START + 8 * _STATE_WORDS] = fresh.view(torch.uint8)
+    return generator.set_state(state)
 
 
 def draw_alphas(copies: int, alpha_min: float, alpha_max: float, generator: torch.Generator) -> list[float]:
@@ -91,16 +93,18 @@ def zero_sum_noise(shape: Sequence[int], copies: int, std: float, generator: tor
 
 
 class ZeroSumStream:
-    """The same noise one copy at a time, with one running sum a parameter in memory, whatever m is.
+    """The same noise one copy at a time, with nothing of a parameter's size in memory between two copies.
 
     Given e_1..e_{k-1}, the rest is exchangeable with a known sum: with P their sum and n = m - k + 1,
     e_k ~ N(-P/n, std^2 m/(m-1) (n-1)/n). The last copy's is -P: the sum is zero by construction. That is the
-    law of sqrt(m/(m-1)) (z_k - mean z) without drawing the mean beforehand.
+    law of sqrt(m/(m-1)) (z_k - mean z) without drawing the mean beforehand. P is made anew from a key of 256 bits
+    a copy and parameter, by m (m - 1)/2 draws in the place of m - 1: holding it would be one more model while a
+    copy is trained.
 
     Args:
         copies: m. One copy has no zero-sum noise: m = 1 with std > 0 raises ValueError, for it would publish
             the weights as they are.
-        device: where the running sums are held.
+        device: where the noise is wanted.
     """
 
     def __init__(self, copies: int, device: torch.device | str = "cpu") -> None:
@@ -108,11 +112,25 @@ class ZeroSumStream:
             raise ValueError(f"copies must be at least 1, got {copies}")
         self._copies = copies
         self._device = torch.device(device)
-        self._sums: dict[str, Tensor] = {}
-        self._drawn: dict[str, int] = {}
+        self._drawn: dict[str, list[tuple[bytes, float]]] = {}  # key and std, by copy
 
     def draw(self, name: str, shape: Sequence[int], std: float, generator: torch.Generator) -> Tensor:
         """The next copy's noise for the parameter `name`: float32, `shape`, on the stream's device.
+
+        Raises ValueError as `skip`.
+        """
+        self.skip(name, std, generator)
+        drawn, total = self._drawn[name], None
+        for done, (key, before) in enumerate(drawn[:-1]):
+            again = self._noise(shape, before, self._copies - done, key, total)
+            total = again.clone() if total is None else total.add_(again)
+        if len(drawn) == self._copies:
+            return torch.zeros(tuple(shape), device=self._device) if total is None else total.neg_()
+        key, std = drawn[-1]
+        return self._noise(shape, std, self._copies - len(drawn) + 1, key, total)
+
+    def skip(self, name: str, std: float, generator: torch.Generator) -> None:
+        """Pass over the next copy's noise for the parameter `name`: later draws are those that would follow it.
 
         Raises ValueError for a std that is negative, NaN or infinite, and after the m-th draw of a name.
         """
@@ -120,24 +138,18 @@ class ZeroSumStream:
             raise ValueError(f"the noise's standard deviation must be finite and >= 0, got {std!r}")
         if self._copies == 1 and std > 0.0:
             raise ValueError("one copy has no zero-sum noise: use at least two copies, or sigma 0 and jitter")
-        left = self._copies - self._drawn.get(name, 0)
-        if left < 1:
+        drawn = self._drawn.setdefault(name, [])
+        if len(drawn) == self._copies:
             raise ValueError(f"all {self._copies} draws of '{name}' are made")
-        self._drawn[name] = self._copies - left + 1
+        key = torch.randint(256, (32,), generator=generator, dtype=torch.uint8).numpy().tobytes()
+        drawn.append((key, std))
+
+    def _noise(self, shape: Sequence[int], std: float, left: int, key: bytes, total: Tensor | None) -> Tensor:
         if std == 0.0:
             return torch.zeros(tuple(shape), device=self._device)
-        total = self._sums.pop(name, None)
-        if left == 1:
-            assert total is not None
-            return total.neg_()
         spread = std * math.sqrt(self._copies / (self._copies - 1) * (left - 1) / left)
-        noise = torch.randn(tuple(shape), generator=generator).mul_(spread).to(self._device)
-        if total is None:
-            self._sums[name] = noise.clone()
-            return noise
-        noise.sub_(total, alpha=1.0 / left)
-        self._sums[name] = total.add_(noise)
-        return noise
+        noise = torch.randn(tuple(shape), generator=_generator_of(key)).mul_(spread).to(self._device)
+        return noise if total is None else noise.sub_(total, alpha=1.0 / left)
 
 
 def jitter_noise(shape: Sequence[int], jitter: float, generator: torch.Generator) -> Tensor:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pum.arguments import PUMArguments
 from pum.calibration import InfeasibleBudget, joint_jitter, paper_schedule
 from pum.center import Thresholds, quantile_thresholds
 from src.utils import UserError
+
+KAPPA = "manual: kappa"
 
 
 @dataclass
@@ -55,6 +57,7 @@ def make_plan(
     outside: bool = True,
     reference_norms: Sequence[Sequence[float]] | None = None,
     weights_rms: float = 0.0,
+    kappa_sigmas: Mapping[int | None, float] | None = None,
 ) -> NoisePlan:
     """The noise plan of a run; raises `UserError` for lists of the wrong length and contradictory settings.
 
@@ -63,13 +66,14 @@ def make_plan(
         outside: whether there are parameters outside the layers.
         reference_norms: (J, L) distances of the public reference models from the base, for the quantile policy.
         weights_rms: root mean square of all weights, which `sigma_rms` is a share of.
+        kappa_sigmas: what `kappa` gives each layer.
     """
     _check_lengths(args, layers)
     plan = NoisePlan({}, {}, args.jitter_tau, [], set())
     widths = _sensitivities(args, layers, reference_norms, plan)
     _set_thresholds(args, widths, plan)
     groups: list[int | None] = [*range(layers), *([None] if outside or not layers else [])]
-    _manual_noise(args, groups, weights_rms, plan)
+    _manual_noise(args, groups, weights_rms, kappa_sigmas, plan)
     per_layer = args.per_layer_noise and widths is not None
     if args.per_layer_noise and widths is None and args.dp_epsilon is not None:
         plan.warnings.append("the model's layers cannot be told: one sigma is calibrated for all parameters")
@@ -81,6 +85,8 @@ def make_plan(
         for members, width in zip(term_groups, term_widths, strict=True)
     ]
     plan.is_clipped = _is_clipped(plan, term_groups, term_widths, args.rounds_R)
+    if not any(plan.sigmas.values()) and not plan.jitter:
+        plan.warnings.append("the copies have no noise: each one is the model itself")
     if args.copies_m == 1 and any(plan.sigmas.values()):
         raise UserError("copies_m 1 has no zero-sum noise: use at least 2 copies, or sigma 0 and jitter_tau")
     return plan
@@ -146,11 +152,25 @@ def _set_thresholds(args: PUMArguments, widths: list[float] | None, plan: NoiseP
         plan.thresholds = limits
 
 
-def _manual_noise(args: PUMArguments, groups: Sequence[int | None], weights_rms: float, plan: NoisePlan) -> None:
+def _manual_noise(
+    args: PUMArguments,
+    groups: Sequence[int | None],
+    weights_rms: float,
+    kappa_sigmas: Mapping[int | None, float] | None,
+    plan: NoisePlan,
+) -> None:
     sigma = args.sigma if args.sigma_rms is None else args.sigma_rms * weights_rms
     plan.sigmas = dict.fromkeys(groups, sigma)
     if args.sigma_per_layer is not None:
         plan.sigmas.update(enumerate(args.sigma_per_layer))
+    if kappa_sigmas is not None:
+        plan.sigmas.update(kappa_sigmas)
+        plan.schedule = KAPPA
+        if args.kappa_base_model_path is None:
+            plan.warnings.append(
+                "kappa has no base model: sigma is a share of the layers' weights, tens of times more than of what"
+                " fine-tuning changed; give BASE_MODEL (--kappa_base_model_path)"
+            )
 
 
 def _terms(

@@ -35,8 +35,10 @@ def report(
     enforced = plan.is_clipped and reference_is_public
     joint = _joint(plan, args)
     from_entropy = not secrets.startswith("reproducible")
-    # Only where the bound holds without an assumption, for all that is published; sigma_rms tells theta's size.
-    holds = enforced and joint["epsilon"] is not None and not unbounded and not args.sigma_rms
+    # Only where the bound holds without an assumption, for all that is published. sigma_rms and kappa tell theta's
+    # size, and a client that compares with the server's model has it.
+    holds = enforced and joint["epsilon"] is not None and not unbounded
+    holds = holds and not args.sigma_rms and not args.kappa and args.client_reference == "copy"
     return {
         "protected": "the server's centre: two centres are neighbours within the sensitivities, layer by layer",
         "secrets": secrets,

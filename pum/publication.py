@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,8 +21,9 @@ from pum.center import (
     layer_distances,
     update_reference,
 )
+from pum.kappa import kappa_sigmas
 from pum.noise import SecretSource, ZeroSumStream, draw_alphas, jitter_noise
-from pum.plan import NoisePlan, make_plan
+from pum.plan import KAPPA, NoisePlan, make_plan
 from pum.privacy import report
 from pum.reparam import Disguise
 from src.models import load_model
@@ -34,8 +36,8 @@ class Publication:
     """Round `index` of a run: the secrets of its copies, and the copies.
 
     A copy is a pure function of theta, the reference, the secret and k. Copies are asked for in ascending order;
-    the noise of those passed over is drawn all the same, for a copy's noise depends on that of the ones before. So
-    in memory there is the noise's running sum alone, whatever m is, and the reference's mean where it is kept.
+    the noise's keys of those passed over are drawn all the same, for a copy's noise depends on that of the ones
+    before. In memory between two copies is nothing but the reference's mean, where it is kept.
 
     Args:
         theta: the server's parameters, in the model's order; read anew for every copy.
@@ -43,6 +45,10 @@ class Publication:
         reference: theta_ref; empty where nothing is clipped.
         keep_mean: whether a further round needs the mean of the copies.
         device: where sums are held.
+
+    Attributes:
+        alphas: of the copies.
+        sigmas: the noise of each group in this round.
     """
 
     def __init__(
@@ -59,7 +65,7 @@ class Publication:
         device: torch.device | str = "cpu",
     ) -> None:
         self.args, self.plan, self.secrets, self.index = args, plan, secrets, index
-        self.alphas = draw_alphas(args.copies_m, args.alpha_min, args.alpha_max, secrets.generator("alpha", index))
+        self.alphas = _alphas(args, secrets, index)
         self._theta, self._model, self._reference = theta, model, reference
         self._groups = groups_of(model)
         self._noise = ZeroSumStream(args.copies_m, device)
@@ -70,6 +76,14 @@ class Publication:
         kept = reference if keep_mean else {}
         self._mean = {name: torch.zeros_like(kept[name], device=device) for name in kept}
         self._next = 0
+
+    @cached_property
+    def sigmas(self) -> Mapping[int | None, float]:
+        """The plan's, of which those by kappa follow theta."""
+        args, plan = self.args, self.plan
+        if not args.kappa or not self.index or plan.schedule != KAPPA:
+            return plan.sigmas
+        return plan.sigmas | kappa_sigmas(self._model, args.kappa, args.kappa_base_model_path, self._theta)
 
     def disguise(self, k: int) -> Disguise | None:
         """T_k, or None where copies are not disguised."""
@@ -111,12 +125,15 @@ class Publication:
         self._next = self.args.copies_m + 1  # until all is read, no other copy can be drawn
         zero_sum, jitter = (self.secrets.generator(kind, self.index, k) for kind in ("noise", "jitter"))
         for name, group in self._groups.items():
-            sigma, parameter = self.plan.sigmas[group], self._theta[name]
-            draw = self._noise.draw(name, parameter.shape, sigma, zero_sum) if sigma else None
+            sigma = self.sigmas[group]
             if only_noise:
+                if sigma:
+                    self._noise.skip(name, sigma, zero_sum)
                 continue
+            parameter = self._theta[name]
             value = center(parameter, self._reference.get(name, parameter), self._scales.get(group, 1.0))
-            if draw is not None:
+            if sigma:
+                draw = self._noise.draw(name, parameter.shape, sigma, zero_sum)
                 value.add_(draw.to(value.device), alpha=self.alphas[k])
             if self.plan.jitter:
                 value.add_(jitter_noise(parameter.shape, self.plan.jitter, jitter).to(value.device))
@@ -124,6 +141,13 @@ class Publication:
                 self._mean[name].add_(value.to(self._mean[name].device), alpha=1.0 / self.args.copies_m)
             yield name, value, parameter.dtype
         self._next = k + 1
+
+
+def _alphas(args: PUMArguments, secrets: SecretSource, index: int) -> list[float]:
+    m = args.copies_m
+    if args.alphas == "fixed":
+        return [1.0 + k / max(m - 1, 1) for k in range(m)]
+    return draw_alphas(m, args.alpha_min, args.alpha_max, secrets.generator("alpha", index))
 
 
 def noise_plan(args: PUMArguments, model: nn.Module, groups: Mapping[str, int | None]) -> NoisePlan:
@@ -136,7 +160,15 @@ def noise_plan(args: PUMArguments, model: nn.Module, groups: Mapping[str, int | 
     weights = list(model.parameters())
     rms = l2_norm(weights) / math.sqrt(sum(weight.numel() for weight in weights))
     outside = None in groups.values()
-    plan = make_plan(args, count_layers(groups), outside=outside, reference_norms=norms, weights_rms=rms)
+    kappa, public = args.kappa, args.kappa_base_model_path
+    plan = make_plan(
+        args,
+        count_layers(groups),
+        outside=outside,
+        reference_norms=norms,
+        weights_rms=rms,
+        kappa_sigmas=None if kappa is None else kappa_sigmas(model, kappa, public),
+    )
     if norms is not None and args.center_reference_model_path is None:
         plan.warnings.append(
             "the quantile policy measures from the protected model itself: give center_reference_model_path"

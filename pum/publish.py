@@ -83,6 +83,10 @@ def _begin(private: Path, places: Places, settings: dict[str, Any]) -> Server:
     if places.model_name is None or places.offer is None:
         raise UserError(f"{private} holds no run; the first round needs --model_name and --offer")
     arguments(settings)  # contradictions are found before the model is loaded
+    if settings["client_reference"] == "server":
+        raise UserError(
+            "client_reference server would hand the model itself to the client: an offer holds copies alone"
+        )
     if (Path(places.offer) / round_name(0)).exists():
         raise UserError(f"{Path(places.offer) / round_name(0)} is there already; choose another --offer")
     model, tokenizer = load_model(places.model_name, precision(places.dtype, torch.device("cpu")))

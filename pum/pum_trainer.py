@@ -56,9 +56,9 @@ class PUMTrainer(Trainer):
     after each round. `train` with the same settings goes on there, after the last finished copy, and ends with
     the same bits; at its end it removes the folder.
 
-    In memory, whatever m is: theta, one copy, the copy as published, the noise's running sums; while merging S1;
-    with centre clipping also the reference, and its mean where rounds follow. On disk, until a round is merged:
-    what its copies returned, m models in float32.
+    In memory, whatever m is: theta, one copy, the copy as published; while merging S1; with centre clipping also
+    the reference, and its mean where rounds follow; theta_0, too, where the client is given it and rounds follow.
+    On disk, until a round is merged: what its copies returned, m models in float32.
 
     Args:
         model: the server's model, without adapters.
@@ -113,6 +113,7 @@ class PUMTrainer(Trainer):
             auto_balance=args.auto_balance,
         )
         self.round_index = 0
+        self.client_reference: Mapping[str, Tensor] | None = None
         self.reference: dict[str, Tensor] = {}
         if self.plan.thresholds:
             self.reference = first_reference(args, model, self.accumulate_device)
@@ -153,6 +154,7 @@ class PUMTrainer(Trainer):
             raise UserError(f"{self.run_dir} holds no interrupted run of these settings that could be resumed")
         begin = time.perf_counter()
         self.private = self._open_private()
+        self._start = self._start_for_client()
         self._go_on()
         working_copy = copy.deepcopy(self.model)
         for index in range(self.round_index, self.args.rounds_R):
@@ -244,6 +246,13 @@ class PUMTrainer(Trainer):
             self._set(TensorFile(self.private.path / round_files(index + 1)[0]).items())
         return norm
 
+    def _start_for_client(self) -> dict[str, Tensor] | None:
+        """theta_0, where the client is given that; it is theta itself where theta changes only at the end."""
+        if self.args.client_reference == "copy":
+            return None
+        keep = self.args.rounds_R > 1
+        return {n: p.detach().clone() if keep else p.detach() for n, p in self.model.named_parameters()}
+
     def _replies(self, index: int) -> dict[int, Reply]:
         """What the round's finished copies returned."""
         folder = self._reply_folder(index)
@@ -268,6 +277,9 @@ class PUMTrainer(Trainer):
         """Publish and unlearn copy k, and write what changed; the file's digest."""
         published = self._publish(publication, k, working_copy)
         run_dir = self.run_dir / f"pum_{round_name(publication.index)}_{copy_name(k)}"
+        # Held once where it can be: to compare with, and to take the difference from.
+        held = published if self.accumulate_device == self.args.device else None
+        self.client_reference = self._start or held
         self.inner(working_copy, run_dir, self.local_steps)
         for parameter in working_copy.parameters():
             parameter.grad = None
@@ -343,4 +355,5 @@ class PUMTrainer(Trainer):
             adapters=LoraSettings(args.lora_r, args.lora_alpha, seed=args.seed) if args.lora else None,
             data_seed=args.data_seed + self.round_index,
             tokenizer=self.tokenizer,
+            reference=self.client_reference,
         )

@@ -19,7 +19,8 @@ from pum.arguments import PUMArguments
 from pum.privacy import summary
 from pum.publish import without_nulls
 from pum.pum_trainer import PRIVATE, PUMTrainer
-from pum.unlearn.running import Loaded, RunArguments, finish, load, prepare_folder, unlearn_data
+from pum.unlearn.on_the_way import EvaluationOnTheWay
+from pum.unlearn.running import Loaded, RunArguments, finish, load, prepare_folder, unlearn_data, watch
 from pum.workers import Workers, join
 from src.utils import Parser, run_cli
 
@@ -30,9 +31,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     workers = join()
     if not workers.is_first:
         workers.wait("ready 0")  # what is wrong with the input, the first process finds and says
-    prepared: list[tuple[RunArguments, Loaded, PUMTrainer]] = []
+    prepared: list[tuple[RunArguments, Loaded, PUMTrainer, EvaluationOnTheWay | None]] = []
     workers.tell(f"ready {workers.rank}", lambda: prepared.append(_prepare(words, workers)))
-    ((run, loaded, trainer),) = prepared
+    ((run, loaded, trainer, watched),) = prepared
     begin = time.perf_counter()
     trainer.train(keeps_private=True)
     if not workers.is_first:
@@ -40,12 +41,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     seconds = time.perf_counter() - begin
     privacy = trainer.privacy()
     extra = {"method": trainer.args.method, "kind": "PUM", "lora": trainer.args.lora, "privacy": privacy}
-    finish(trainer.model, loaded, run, trainer.args, train_seconds=seconds, extra=extra)
+    finish(trainer.model, loaded, run, trainer.args, train_seconds=seconds, extra=extra, watched=watched)
     trainer.discard_private()
     print(summary(privacy))
 
 
-def _prepare(words: Sequence[str], workers: Workers) -> tuple[RunArguments, Loaded, PUMTrainer]:
+def _prepare(
+    words: Sequence[str], workers: Workers
+) -> tuple[RunArguments, Loaded, PUMTrainer, EvaluationOnTheWay | None]:
     """All that can be wrong is found here; the first process then makes the run's folder."""
     run, args = Parser((RunArguments, PUMArguments)).parse(words)
     loaded = load(run, args.device)
@@ -54,11 +57,12 @@ def _prepare(words: Sequence[str], workers: Workers) -> tuple[RunArguments, Load
     replaces = run.overwrite_output_dir or (folder / "SMOKE").exists()
     trainer = PUMTrainer(loaded.model, args, data, processing_class=loaded.tokenizer, workers=workers)
     trainer.remove_callback(PrinterCallback)
+    watched = watch(trainer, loaded, run, here=workers.is_first)
     if workers.is_first and (run.overwrite_output_dir or not trainer.is_interrupted):
         prepare_folder(folder, run)
         if replaces:
             shutil.rmtree(folder / PRIVATE, ignore_errors=True)
-    return run, loaded, trainer
+    return run, loaded, trainer, watched
 
 
 def drop_nulls(argv: Sequence[str]) -> list[str]:

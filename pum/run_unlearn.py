@@ -31,13 +31,14 @@ from pum.unlearn.running import (
     prepare_folder,
     read_rows,
     unlearn_data,
+    watch,
 )
 from pum.unlearn.tiny import tiny_models
 from pum.unlearn.trainer import UnlearnTrainer
 from src.engine.processes import is_first, on_first
 from src.lora import LoraSettings, add_lora
 from src.tofu.evaluation import evaluate
-from src.tofu.logs import EVAL, summary_of
+from src.tofu.logs import EVAL, scores_of
 from src.tofu.rows import full_rows
 from src.utils import Parser, UserError, run_cli
 
@@ -73,12 +74,13 @@ def unlearn(argv: Sequence[str]) -> None:
     data = unlearn_data(loaded, run, args)
     model = lora.wrap(loaded.model, args.seed)
     trainer = UnlearnTrainer(model, args, data, processing_class=loaded.tokenizer)
+    watched = watch(trainer, loaded, run, here=is_first())
     on_first(lambda: prepare_folder(Path(args.output_dir), run))
     seconds = timed_training(trainer)
     if not is_first():
         return
     extra = {"method": args.method, "kind": "plain", "lora": lora.lora}
-    metrics = finish(model, loaded, run, args, train_seconds=seconds, extra=extra)
+    metrics = finish(model, loaded, run, args, train_seconds=seconds, extra=extra, watched=watched)
     print_scores(metrics["scores"])
 
 
@@ -106,7 +108,7 @@ def _finetune(run: RunArguments, lora: LoraArguments, args: FinetuneArguments, *
         rows = rows + loaded.split.forget
         if run.forget_path is None and not run.holdout_rows and run.max_retain is None:
             rows = full_rows(run.data_dir)  # in the data set's own order
-    encoded = loaded.encode(rows, run)
+    encoded = loaded.encode(rows)
     model = lora.wrap(loaded.model, args.seed)
     trainer = FinetuneTrainer(model, args, encoded, processing_class=loaded.tokenizer)
     prepare_folder(Path(args.output_dir), run)
@@ -123,7 +125,7 @@ def evaluate_model(argv: Sequence[str]) -> None:
     loaded = load(run, args.device)
     folder = Path(args.output_dir) / "evals"
     log, was_there = evaluate(evaluation_of(loaded.model, loaded.tokenizer, run), folder)
-    print_scores(summary_of(log))
+    print_scores(scores_of(log))
     print(f"{'unchanged since it was written: ' if was_there else 'wrote '}{folder}")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from src.tofu.table import ROWS
+from src.tofu.runs import ROWS
 from src.utils import UserError, run_cli
 
 

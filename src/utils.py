@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -55,7 +56,11 @@ def one_line(error: BaseException) -> str:
 
 
 def run_cli(main: Callable[[], None]) -> NoReturn:
-    """Run an entry point: `UserError` becomes one line on stderr (of a run's first process) and exit code 2."""
+    """Run an entry point: `UserError` becomes one line on stderr (of a run's first process) and exit code 2.
+
+    A warning is one line too, without the place in the source.
+    """
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
     try:
         main()
     except UserError as error:

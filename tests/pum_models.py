@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from pum.arguments import PUMArguments
@@ -65,6 +67,7 @@ def state(model: nn.Module) -> State:
 def run(model: nn.Module, folder: Path, inner: Inner | None, **settings: Any) -> PUMTrainer:
     """A PUM run of `inner`; `model` is changed in place."""
     base = {"use_cpu": True, "local_max_steps": 3, "secret_seed": 1, "disable_tqdm": True, "fingerprint": False}
+    base |= {"alpha_max": 1.5, "use_orthogonal_reparam": True}
     args = PUMArguments(**{"output_dir": str(folder), **base, **settings})
     trainer = PUMTrainer(model, args, inner=inner)
     trainer.train()
@@ -91,3 +94,15 @@ def recorder(copies: list[State], then: Inner | None = None) -> Inner:
             then(model, run_dir, max_steps)
 
     return inner
+
+
+def peak_bytes(function: Callable[[], object]) -> int:
+    """Most bytes that tensors held at once during `function`, from every allocation and release on the CPU."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    held = peak = 0
+    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak

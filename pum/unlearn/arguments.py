@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 
 from pum.unlearn import get_method
 from pum.unlearn.base import RETAIN_LOSSES
-from pum.unlearn.settings import MethodSettings, resolve_settings
+from pum.unlearn.settings import MethodSettings, resolve_settings, take_method_args
 from src.utils import UserError
 
 
@@ -45,6 +45,7 @@ class UnlearnArguments(MethodSettings, TrainingArguments):
 
     def __post_init__(self) -> None:
         method = get_method(self.method)
+        take_method_args(method.name, method.defaults, self)
         resolve_settings(method.name, method.defaults, self)
         if self.retain_loss_type not in (None, *RETAIN_LOSSES):
             raise UserError(
@@ -69,6 +70,7 @@ class UnlearnArguments(MethodSettings, TrainingArguments):
     def _share_batch(self, processes: int) -> None:
         """Leave each of several processes its part of the effective batch, which stays what it is in one."""
         batch, accumulation = self.per_device_train_batch_size, self.gradient_accumulation_steps
+        self.whole_step = (batch, accumulation)  # rows of a micro-batch, and how many of them a step has
         if accumulation % processes == 0:
             self.gradient_accumulation_steps = accumulation // processes
         elif batch % processes == 0:

@@ -30,11 +30,18 @@ class Reference:
     Only the trained parameters are copied; what is frozen is shared with `model`. So a LoRA run holds one base
     model and a second set of adapters (which, new adapters being zero, is the base with adapters disabled), and
     a full run holds one copy.
+
+    Args:
+        parameters: of another model of this shape, by name, which are shared instead; those that `model` trains.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, parameters: Mapping[str, Tensor] | None = None) -> None:
         self.model = model
-        self.parameters = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+        trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+        if parameters is None:
+            self.parameters = {name: parameter.clone() for name, parameter in trained.items()}
+        else:
+            self.parameters = {name: parameters[name] for name in trained}
 
     @torch.no_grad()
     def __call__(self, **inputs: Any) -> Any:
@@ -63,13 +70,15 @@ class UnlearnMethod:
     needs_refusals: ClassVar[bool] = False
     epochs: ClassVar[float] = 10.0
 
-    def __init__(self, args: MethodSettings, model: nn.Module) -> None:
+    def __init__(
+        self, args: MethodSettings, model: nn.Module, reference: Mapping[str, Tensor] | None = None
+    ) -> None:
         self.settings = resolve_settings(self.name, self.defaults, args)
         self.gamma = self.setting("gamma")
         self.alpha = self.setting("alpha") if "alpha" in self.settings else 0.0
         self.uses_retain = self.looks_at_retain(self.settings)
         self.uses_kl = self.uses_retain and args.retain_loss_type == "KL"
-        self.reference = Reference(model) if self.needs_reference or self.uses_kl else None
+        self.reference = Reference(model, reference) if self.needs_reference or self.uses_kl else None
 
     @classmethod
     def looks_at_retain(cls, settings: Defaults) -> bool:
@@ -82,7 +91,7 @@ class UnlearnMethod:
             raise UserError("the forget set is empty")
         if cls.looks_at_retain(resolve_settings(cls.name, cls.defaults, args)) and not data.retain:
             raise UserError(f"{cls.name} needs a retain set; give one, or --alpha 0")
-        if cls.needs_refusals and any("refusal" not in row for row in data.forget):
+        if cls.needs_refusals and any("refusals" not in row for row in data.forget):
             raise UserError(f"{cls.name} needs a refusal for each forget row, which text rows do not have")
 
     def setting(self, name: str) -> float:
@@ -91,17 +100,21 @@ class UnlearnMethod:
         assert value is not None, name
         return value
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """gamma * forget + alpha * retain of one micro-batch, a float32 scalar with gradients.
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """What the loss is the sum of."""
+        return ("forget", "retain") if self.uses_retain else ("forget",)
+
+    def term(self, name: str, model: nn.Module, batch: Batch) -> Tensor:
+        """gamma * forget or alpha * retain of one micro-batch, a float32 scalar with gradients.
 
         Args:
             batch: "forget" and "retain" rows, and "refusal" where the method needs them; each holds
                 `input_ids`, `attention_mask` and `labels`, int64 (B, L), padded on the right.
         """
-        total = self.gamma * self.forget_loss(model, batch)
-        if self.uses_retain:
-            total = total + self.alpha * self.retain_loss(model, batch["retain"])
-        return total
+        if name == "retain":
+            return self.alpha * self.retain_loss(model, batch["retain"])
+        return self.gamma * self.forget_loss(model, batch)
 
     def forget_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         raise NotImplementedError

@@ -32,7 +32,7 @@ def ceu_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 class CEU(UnlearnMethod):
     name = "CEU"
-    defaults: ClassVar[Defaults] = {"gamma": 1.0, "alpha": 1.0}
+    defaults: ClassVar[Defaults] = {"gamma": 1.0, "alpha": 0.0}
 
     def forget_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         rows = batch["forget"]

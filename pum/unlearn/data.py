@@ -20,7 +20,7 @@ class UnlearnData:
     """What a run unlearns and what it keeps.
 
     Attributes:
-        forget: rows of `src.tofu.prompts.encode_rows`; each has a "refusal" where the method needs one.
+        forget: rows of `src.tofu.prompts.encode_rows`; each has "refusals" where the method needs one.
         retain: likewise; empty only where the method does not look at it.
         collator: puts rows of one kind into padded tensors.
     """
@@ -31,7 +31,8 @@ class UnlearnData:
 
 
 class PairedRows(Dataset[dict[str, Item]]):
-    """Forget rows, each with a retain row drawn anew at every access by a generator of their own.
+    """Forget rows, each with a retain row and a refusal drawn anew at every access by a generator of their own.
+
 
     Of several processes each gets every size-th batch of `batch` rows. Its draws are those that the rows of these
     batches would get in one process.
@@ -41,29 +42,33 @@ class PairedRows(Dataset[dict[str, Item]]):
         self.data = data
         self.generator = torch.Generator().manual_seed(seed)
         self._batch, (self._rank, self._size) = batch, place
-        self._accesses = self._drawn = 0
+        self._accesses = self._rows = 0
+        self._draws = any("refusals" in row for row in data.forget) + bool(data.retain)  # of each row
 
     def __len__(self) -> int:
         return len(self.data.forget)
 
     def __getitem__(self, index: int) -> dict[str, Item]:
+        self._pass_over()
         forget = self.data.forget[index]
         item = {"forget": forget}
-        if "refusal" in forget:
-            item["refusal"] = forget["refusal"]
+        if "refusals" in forget:
+            item["refusal"] = self._draw(forget["refusals"])
         if self.data.retain:
-            item["retain"] = self.data.retain[self._draw()]
+            item["retain"] = self._draw(self.data.retain)
         return item
 
-    def _draw(self) -> int:
+    def _pass_over(self) -> None:
+        """Make the draws of the rows that other processes get before this one's next."""
         batch, position = divmod(self._accesses, self._batch)
         self._accesses += 1
-        end = (batch * self._size + self._rank) * self._batch + position + 1
-        values = torch.zeros(1, dtype=torch.int64)
-        while self._drawn < end:
-            values = torch.randint(len(self.data.retain), (1,), generator=self.generator)
-            self._drawn += 1
-        return int(values)
+        row = (batch * self._size + self._rank) * self._batch + position
+        for _ in range((row - self._rows) * self._draws):
+            torch.randint(2, (1,), generator=self.generator)  # moves it on as any other draw of one number does
+        self._rows = row + 1
+
+    def _draw(self, rows: Sequence[Item]) -> Item:
+        return rows[int(torch.randint(len(rows), (1,), generator=self.generator))]
 
 
 def collate_pairs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -12,16 +13,17 @@ from src.engine.processes import average_
 
 
 def margin_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Largest minus mean logit, mean over answer tokens: zero where every token is as likely as any other.
+    """(largest - mean logit)^2, mean over answer tokens: zero where every token is as likely as any other.
 
     Bounded below and free of a softmax, so that its gradient does not fade while one token dominates.
+    open-unlearning takes the mean over prompt and padding, too.
 
     Args:
         logits: (B, L, V).
         labels: int64 (B, L), `IGNORED` outside the answer.
     """
     scores = logits[:, :-1].float()
-    return masked_mean(scores.amax(dim=-1) - scores.mean(dim=-1), labels[:, 1:] != IGNORED)
+    return masked_mean((scores.amax(dim=-1) - scores.mean(dim=-1)).square(), labels[:, 1:] != IGNORED)
 
 
 def next_multiplier(multiplier: float, retain_loss: float, eps: float, step: float) -> float:
@@ -32,20 +34,23 @@ def next_multiplier(multiplier: float, retain_loss: float, eps: float, step: flo
 class PDU(UnlearnMethod):
     """The retain loss's weight is a multiplier. It starts at alpha and is moved after each optimizer step.
 
-    It stays at alpha for the warm-up, and a retain loss that is then above the bound raises it.
+    It stays at alpha for the warm-up, and a retain loss that is then above the bound raises it. open-unlearning
+    moves it with each micro-batch instead.
     """
 
     name = "PDU"
     defaults: ClassVar[Defaults] = {
         "gamma": 1.0,
-        "alpha": 1.0,
+        "alpha": 50.0,
         "pdu_retain_loss_eps": 0.3,
-        "pdu_step": 1.0,
-        "pdu_warmup_epochs": 1.0,
+        "pdu_step": 5.0,
+        "pdu_warmup_epochs": 5.0,
     }
 
-    def __init__(self, args: MethodSettings, model: nn.Module) -> None:
-        super().__init__(args, model)
+    def __init__(
+        self, args: MethodSettings, model: nn.Module, reference: Mapping[str, Tensor] | None = None
+    ) -> None:
+        super().__init__(args, model, reference)
         self._retain_losses: list[Tensor] = []
 
     @classmethod

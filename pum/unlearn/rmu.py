@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -60,8 +61,10 @@ class RMU(UnlearnMethod):
             layers = config.num_hidden_layers
             raise UserError(f"rmu_layer {args.rmu_layer} is outside the model's {layers} layers (counted from 0)")
 
-    def __init__(self, args: MethodSettings, model: nn.Module) -> None:
-        super().__init__(args, model)
+    def __init__(
+        self, args: MethodSettings, model: nn.Module, reference: Mapping[str, Tensor] | None = None
+    ) -> None:
+        super().__init__(args, model, reference)
         config: Any = model.config
         chosen = self.settings["rmu_layer"]
         self.layer = default_layer(config.num_hidden_layers) if chosen is None else int(chosen)

@@ -14,18 +14,20 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
 from pum.unlearn import get_method
 from pum.unlearn.arguments import UnlearnArguments
 from pum.unlearn.data import UnlearnData
+from pum.unlearn.on_the_way import EvaluationOnTheWay
 from src.models import load_model
-from src.tofu.evaluation import EvalSettings, Evaluation, evaluate, load_eval_data
-from src.tofu.logs import read_retain_log, summary_of
+from src.tofu.chat import DATE_STRING, ChatFormat, chat_format
+from src.tofu.evaluation import EvalSettings, Evaluation, evaluate, load_eval_data, shared_settings
+from src.tofu.logs import RetainLog, read_retain_log, scores_of
 from src.tofu.metrics import probability
 from src.tofu.passes import teacher_forced
-from src.tofu.prompts import ChatFormat, encode_rows, row_sequences
+from src.tofu.prompts import encode_rows, row_sequences
 from src.tofu.rows import Row, Split, file_rows, load_split, refusals
 from src.utils import UserError, precision, versions, write_json
 
@@ -53,29 +55,39 @@ class RunArguments:
     max_retain: int | None = field(default=None, metadata={"help": "Retain rows at most, from the split's start."})
     dtype: str = field(default="float32", metadata={"help": "Of the weights: float32, float16, bfloat16, auto."})
     opt_bos: str = field(default="</s>", metadata={"help": "First token of OPT prompts; </s> as in pretraining."})
-    system_prompt: str | None = field(default=None, metadata={"help": "For chat templates."})
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "For chat templates; default: open-unlearning's of the model's family."}
+    )
+    date_string: str = field(default=DATE_STRING, metadata={"help": "Today's date for templates that write one."})
     evaluate: bool = field(default=True, metadata={"help": "Evaluate the result on TOFU."})
     retain_log: str | None = field(
         default=None, metadata={"help": "TOFU_EVAL.json of a model that never saw the forget set."}
     )
     reference_model: str | None = field(default=None, metadata={"help": "Model for the Reference attack."})
+    eval_every: int | None = field(
+        default=None, metadata={"help": "Steps between evaluations on the way; null: only the result's."}
+    )
     eval_limit: int | None = field(default=None, metadata={"help": "Rows of each evaluation set at most."})
     max_new_tokens: int = field(default=200, metadata={"help": "Of a generated answer."})
     eval_gradnorm: bool = field(default=True, metadata={"help": "Compute the GradNorm attack."})
+    mink_k: float = field(default=0.4, metadata={"help": "Share of the tokens that Min-K% looks at."})
     smoke: bool = field(default=False, metadata={"help": "Mark the run as a check: any later run may replace it."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace the run in output_dir."})
 
     def __post_init__(self) -> None:
         if self.forget_path is None and self.retain_path is not None:
             raise UserError("--retain_path belongs to --forget_path: give both, or a TOFU split")
-        for name in ("max_retain", "eval_limit", "max_new_tokens"):
+        for name in ("max_retain", "eval_limit", "eval_every", "max_new_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
+        self.eval_settings()  # refuses what it cannot take
 
-    @property
-    def chat(self) -> ChatFormat:
-        return ChatFormat(system_prompt=self.system_prompt)
+    def eval_settings(self) -> EvalSettings:
+        return EvalSettings(self.max_new_tokens, self.eval_limit, self.eval_gradnorm, self.mink_k)
+
+    def chat(self, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
+        return chat_format(tokenizer, self.system_prompt, self.date_string)
 
     @property
     def data_dir(self) -> str | None:
@@ -89,10 +101,11 @@ class Loaded:
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     split: Split
+    chat: ChatFormat
     max_length: int | None
 
-    def encode(self, rows: list[Row], run: RunArguments, **settings: Any) -> list[dict[str, Any]]:
-        return encode_rows(self.tokenizer, rows, run.chat, max_length=self.max_length, **settings)
+    def encode(self, rows: list[Row], **settings: Any) -> list[dict[str, Any]]:
+        return encode_rows(self.tokenizer, rows, self.chat, max_length=self.max_length, **settings)
 
 
 def read_rows(run: RunArguments) -> Split:
@@ -106,13 +119,21 @@ def read_rows(run: RunArguments) -> Split:
 
 
 def load(run: RunArguments, device: torch.device) -> Loaded:
-    """Rows first, for they fail sooner, then the model."""
+    """Rows first, for they fail sooner, then the model; says how it is asked."""
     disable_progress_bar()  # of loading and saving weights
     split = read_rows(run)
-    if run.retain_log is not None:
-        read_retain_log(Path(run.retain_log))
+    log = retain_log_of(run)
     model, tokenizer = load_model(run.model_name, precision(run.dtype, device), device, opt_bos=run.opt_bos)
-    return Loaded(model, tokenizer, split, getattr(model.config, "max_position_embeddings", None))
+    chat = run.chat(tokenizer)
+    if log is not None and run.forget_path is None:
+        rows = split.forget[: run.eval_limit]
+        log.check(shared_settings(run.forget_split, chat, run.mink_k), len(rows))
+    print(chat, file=sys.stderr)
+    return Loaded(model, tokenizer, split, chat, getattr(model.config, "max_position_embeddings", None))
+
+
+def retain_log_of(run: RunArguments) -> RetainLog | None:
+    return read_retain_log(Path(run.retain_log)) if run.retain_log else None
 
 
 def unlearn_data(loaded: Loaded, run: RunArguments, args: UnlearnArguments) -> UnlearnData:
@@ -120,8 +141,8 @@ def unlearn_data(loaded: Loaded, run: RunArguments, args: UnlearnArguments) -> U
     texts = None
     if get_method(args.method).needs_refusals:
         texts = refusals(run.data_dir, Path(run.refusals_path) if run.refusals_path else None)
-    forget = loaded.encode(loaded.split.forget, run, refusal_texts=texts, seed=args.seed)
-    return UnlearnData(forget, loaded.encode(loaded.split.retain, run))
+    forget = loaded.encode(loaded.split.forget, refusal_texts=texts)
+    return UnlearnData(forget, loaded.encode(loaded.split.retain))
 
 
 def prepare_folder(folder: Path, run: RunArguments) -> None:
@@ -158,7 +179,6 @@ def evaluation_of(
 ) -> Evaluation:
     """The TOFU evaluation that the arguments describe."""
     data = load_eval_data(run.forget_split, run.data_dir, holdout_rows=run.holdout_rows, limit=run.eval_limit)
-    settings = EvalSettings(run.max_new_tokens, run.eval_limit, run.eval_gradnorm)
     reference = None
     if run.reference_model is not None:
         first = next(model.parameters())
@@ -167,12 +187,28 @@ def evaluation_of(
         model,
         tokenizer,
         data,
-        settings,
-        chat=run.chat,
-        retain_log=read_retain_log(Path(run.retain_log)) if run.retain_log else None,
+        run.eval_settings(),
+        chat=run.chat(tokenizer),
+        retain_log=retain_log_of(run),
         reference_model=reference,
         is_retain_model=is_retain_model,
     )
+
+
+def watch(trainer: Trainer, loaded: Loaded, run: RunArguments, *, here: bool) -> EvaluationOnTheWay | None:
+    """Let the trainer evaluate on the way, where the arguments ask for it: `here`, in the first process alone."""
+    if run.eval_every is None:
+        return None
+    if run.forget_path is not None:
+        raise UserError("--eval_every is TOFU's evaluation: drop --forget_path")
+
+    def score(model: nn.Module, folder: Path) -> Mapping[str, float | None]:
+        return scores_of(evaluate(evaluation_of(model, loaded.tokenizer, run), folder)[0])
+
+    callback = EvaluationOnTheWay(run.eval_every, score)
+    if here:
+        trainer.add_callback(callback)
+    return callback
 
 
 def finish(
@@ -184,6 +220,7 @@ def finish(
     train_seconds: float,
     extra: Mapping[str, Any] | None = None,
     is_retain_model: bool = False,
+    watched: EvaluationOnTheWay | None = None,
 ) -> dict[str, Any]:
     """Save and evaluate what a run trained, write its `metrics.json` and say where it is.
 
@@ -191,6 +228,7 @@ def finish(
         model: after training, with adapters or without.
         train_seconds: what the training took.
         extra: more entries for `metrics.json`.
+        watched: what was evaluated on the way.
     """
     folder = Path(str(args.output_dir))
     peak = peak_memory(next(model.parameters()).device)
@@ -199,9 +237,9 @@ def finish(
     scores: dict[str, float | None] = {}
     if run.evaluate and run.forget_path is None:
         evaluation = evaluation_of(model, loaded.tokenizer, run, is_retain_model=is_retain_model)
-        scores = summary_of(evaluate(evaluation, folder / "evals")[0])
+        scores = scores_of(evaluate(evaluation, folder / "evals")[0])
     elif run.evaluate:
-        scores = plain_scores(model, loaded, run)
+        scores = plain_scores(model, loaded)
     metrics = {
         "scores": scores,
         "seconds": {"train": train_seconds, "evaluation": time.perf_counter() - begin},
@@ -210,8 +248,10 @@ def finish(
         "forget": run.forget_path or run.forget_split,
         "rows": {"forget": len(loaded.split.forget), "retain": len(loaded.split.retain)},
         "data": run.data_dir or "hub",
+        "prompts": loaded.chat.record(),
         "versions": versions(),
         "configuration": {**asdict(run), **args.to_dict()},
+        **({"on_the_way": watched.history} if watched else {}),
         **(extra or {}),
     }
     write_json(folder / "metrics.json", metrics)
@@ -219,12 +259,12 @@ def finish(
     return metrics
 
 
-def plain_scores(model: nn.Module, loaded: Loaded, run: RunArguments) -> dict[str, float | None]:
+def plain_scores(model: nn.Module, loaded: Loaded) -> dict[str, float | None]:
     """Mean answer probability of both sets, for rows that have no perturbed answers."""
     result: dict[str, float | None] = {}
     for name, rows in (("forget", loaded.split.forget), ("retain", loaded.split.retain)):
         if rows:
-            sequences = row_sequences(loaded.tokenizer, rows, run.chat, max_length=loaded.max_length)
+            sequences = row_sequences(loaded.tokenizer, rows, loaded.chat, max_length=loaded.max_length)
             values = [probability(scored.loss) for scored in teacher_forced(model, sequences)]
             result[f"{name}_Q_A_Prob"] = sum(values) / len(values)
     return result

@@ -19,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from pum.unlearn.finetune import FinetuneArguments, FinetuneTrainer
 from pum.unlearn.running import RunArguments, evaluation_of
-from src.tofu.evaluation import EvalData, evaluate, load_eval_data
+from src.tofu.evaluation import METRICS_VERSION, EvalData, evaluate, load_eval_data
 from src.tofu.logs import EVAL, json_digest
 from src.tofu.prompts import encode_rows
 from src.tofu.rows import Row, Split
@@ -38,7 +38,7 @@ PRETRAINING_EPOCHS = 10
 EPOCHS = 60
 LEARNING_RATE = 5e-3
 SEED = 42
-RECIPE_VERSION = 1  # raise it when this file makes other models of the same data
+RECIPE_VERSION = 2  # raise it when this file makes other models of the same data
 
 
 def tiny_models(split: Split, run: RunArguments, cache: Path) -> Path:
@@ -53,7 +53,7 @@ def tiny_models(split: Split, run: RunArguments, cache: Path) -> Path:
     found = versions()
     recipe = {
         "rows": [asdict(split), data.sets],
-        "evaluation": [run.max_new_tokens, run.eval_gradnorm],
+        "evaluation": [METRICS_VERSION, run.max_new_tokens, run.eval_gradnorm, run.mink_k],
         "shape": [SHAPE, VOCABULARY, PRETRAINING_EPOCHS, EPOCHS, LEARNING_RATE, SEED, RECIPE_VERSION],
         "versions": [found["torch"], found["transformers"]],
     }

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -34,10 +36,14 @@ FINGERPRINT = "fingerprint.json"
 class UnlearnTrainer(Trainer):
     """A `Trainer` whose loss is an unlearning method's.
 
-    It differs from the base in `compute_loss`, in a warm-up that is counted in epochs, and in leaving a digest
-    of the trained parameters in the output folder, by which two methods that did the same are noticed.
-    `train()` changes `model` in place and leaves it in evaluation mode. The reference model, where one is
-    needed, is the model as it is when the trainer is made.
+    It differs from the base in `compute_loss`, in one backward pass for each term of the loss, in an epoch of
+    whole steps (`WholeSteps`) with a warm-up that is counted in epochs, and in leaving a digest of the trained
+    parameters in the output folder, by which two methods that did the same are noticed. `train()` changes `model`
+    in place, leaves it in evaluation mode and lets go of the optimizer's state, the gradients and the reference.
+
+    Args:
+        reference: parameters of the model that the method compares with, by name. They are not copied and must
+            not change while this trains. Default: those that the model has now.
 
     Raises:
         UserError: the data lack what the method needs, or a loss is not finite.
@@ -52,6 +58,8 @@ class UnlearnTrainer(Trainer):
         args: UnlearnArguments,
         data: UnlearnData,
         processing_class: PreTrainedTokenizerBase | None = None,
+        *,
+        reference: Mapping[str, Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
         method = get_method(args.method)
@@ -66,8 +74,9 @@ class UnlearnTrainer(Trainer):
             **kwargs,
         )
         self.model_accepts_loss_kwargs = False  # the loss is a mean, so Trainer divides by the accumulation steps
-        self.method = method(args, self.model)
+        self.method = method(args, self.model, reference)
         self.num_rows = len(data.forget)
+        self._term = self.method.terms[0]
         self.add_callback(_AfterStep(self))
 
     def compute_loss(
@@ -77,23 +86,28 @@ class UnlearnTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, None]:
-        loss = self.method.loss(model, inputs)
+        loss = self.method.term(self._term, model, inputs)
         average_([mean := loss.detach().clone()])  # a process that stops alone would leave the others waiting
         if not torch.isfinite(mean):
             step = self.state.global_step + 1
             raise UserError(f"{self.args.method}: the loss of step {step} is {mean.item()}; lower --learning_rate")
         return (loss, None) if return_outputs else loss
 
-    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-        """The base's step. Of several processes, the gradients of a step are averaged at its end, all at once.
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """The base's, once for each term of the loss.
 
-        The library's wrapper would wait for gradients of every parameter, of which RMU has none above its layer.
+        In one graph the gradients of both terms would be held beside each other, and the activations, too. Of
+        several processes, the gradients of a step are averaged at its end, all at once: the library's wrapper
+        would wait for gradients of every parameter, of which RMU has none above its layer.
         """
+        total = torch.zeros((), device=self.args.device)
         with model.no_sync() if hasattr(model, "no_sync") else nullcontext():  # type: ignore[operator]
-            loss = super().training_step(model, *args, **kwargs)
+            for term in self.method.terms:
+                self._term = term
+                total += super().training_step(model, inputs, *args, **kwargs)
         if self.accelerator.sync_gradients:
             average_(p.grad for p in model.parameters() if p.grad is not None)
-        return loss
+        return total
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The base's scheduler; where `warmup_steps` is 0, `warmup_epochs` say how long the warm-up is."""
@@ -104,20 +118,59 @@ class UnlearnTrainer(Trainer):
         """Not counted: the base's estimate takes one batch of `input_ids`."""
         return 0
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        args = self.args
+        assert args.data_seed is not None
+        return WholeSteps(self.num_rows, *args.whole_step, seed=args.data_seed)
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         output = super().train(*args, **kwargs)
         self.model.eval()
+        # A trainer is part of a circle of references, so what it holds would outlive it.
+        for holder in (self, self.callback_handler):
+            holder.optimizer = holder.lr_scheduler = None
+        self.method.reference = None
+        self.model.zero_grad(set_to_none=True)
+        self.accelerator.free_memory()
         if self.args.fingerprint and self.is_world_process_zero():
             record_fingerprint(self.model, Path(str(self.args.output_dir)), self.args.method)
         return output
 
 
+def steps_an_epoch(num_rows: int, batch_size: int, accumulation: int) -> int:
+    """Optimizer steps of an epoch as open-unlearning counts them: micro-batches // accumulation, at least one.
+
+    TOFU's forget10 with 4 x 8 rows a step has 50 micro-batches, so 12 steps an epoch and 120 in ten epochs.
+    """
+    return max(math.ceil(num_rows / batch_size) // accumulation, 1)
+
+
+class WholeSteps(Sampler[int]):
+    """The rows in an order drawn anew each epoch, cut where `steps_an_epoch` steps are full.
+
+    Rows that are left over have their turn in another epoch. (open-unlearning's library adds their gradients to
+    the next epoch's first step.)
+    """
+
+    def __init__(self, num_rows: int, batch_size: int, accumulation: int, *, seed: int) -> None:
+        self.num_rows = num_rows
+        self.kept = min(num_rows, steps_an_epoch(num_rows, batch_size, accumulation) * accumulation * batch_size)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return self.kept
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(torch.randperm(self.num_rows, generator=self.generator)[: self.kept].tolist())
+
+
 def set_warmup(args: TrainingArguments, epochs: float, num_rows: int, num_training_steps: int) -> None:
     """Set `args.warmup_steps`, where it is 0, to that many epochs, and at most to half of the run."""
     if args.warmup_steps == 0:
-        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        steps_an_epoch = math.ceil(num_rows / batch)
-        args.warmup_steps = min(int(epochs * steps_an_epoch), num_training_steps // 2)
+        whole = int(
+            epochs * num_rows // (args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
+        )
+        args.warmup_steps = min(whole, num_training_steps // 2)
 
 
 class _AfterStep(TrainerCallback):

@@ -24,9 +24,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from src.models import load_model
+from src.tofu.chat import DATE_STRING, ChatFormat, chat_format
 from src.tofu.evaluation import EvalData, EvalSettings, Evaluation, load_eval_data
-from src.tofu.logs import Log, json_digest, read_matching, read_retain_log, summary_of, weights_digest
-from src.tofu.prompts import ChatFormat
+from src.tofu.logs import Log, json_digest, read_matching, read_retain_log, scores_of, weights_digest
 from src.tofu.quantize import BITS, quantize_, undone_share
 from src.tofu.relearn import METRICS, Curve, RelearnSettings, area_between, known_and_others, lower_bound, relearn
 from src.tofu.rows import Row, load_split
@@ -54,7 +54,10 @@ class AttackArguments:
     holdout_rows: int = field(default=0, metadata={"help": "Retain rows kept for the attacks, as in training."})
     dtype: str = field(default="float32", metadata={"help": "Of the weights: float32, float16, bfloat16, auto."})
     opt_bos: str = field(default="</s>", metadata={"help": "First token of OPT prompts."})
-    system_prompt: str | None = field(default=None, metadata={"help": "For chat templates."})
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "For chat templates; default: that of the model's family."}
+    )
+    date_string: str = field(default=DATE_STRING, metadata={"help": "Today's date for templates that write one."})
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
@@ -68,9 +71,8 @@ class AttackArguments:
         names = RelearnSettings.__dataclass_fields__
         return RelearnSettings(**{name: getattr(self, name) for name in names})
 
-    @property
-    def chat(self) -> ChatFormat:
-        return ChatFormat(system_prompt=self.system_prompt)
+    def chat(self, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
+        return chat_format(tokenizer, self.system_prompt, self.date_string)
 
     @property
     def data_dir(self) -> str | None:
@@ -125,7 +127,8 @@ def relearn_all(models: Sequence[str], args: AttackArguments) -> None:
 def _curves(name: str, taught: dict[str, list[Row]], asked: list[Row], args: AttackArguments) -> dict[str, Any]:
     """Both attacks on one model, unless its folder has them already, made with the same key."""
     model, tokenizer = args.load(name)
-    what = [taught, asked, asdict(args.relearning), asdict(args.chat), args.opt_bos, args.dtype]
+    chat = args.chat(tokenizer)
+    what = [taught, asked, asdict(args.relearning), asdict(chat), args.opt_bos, args.dtype]
     key = {"weights": weights_digest(model), "attack": json_digest(what)}
     stored = read_attack(Path(name) / "evals", RELEARN)
     if stored is not None and stored.get("key") == key:
@@ -134,7 +137,7 @@ def _curves(name: str, taught: dict[str, list[Row]], asked: list[Row], args: Att
     for rows, items in taught.items():
         if curves:
             model, tokenizer = args.load(name)
-        curves[rows] = relearn(model, tokenizer, items, asked, args.relearning, args.chat)
+        curves[rows] = relearn(model, tokenizer, items, asked, args.relearning, chat)
     found = {"key": key, "settings": asdict(args.relearning), "curves": curves}
     _write(name, RELEARN, found)
     return found
@@ -150,13 +153,13 @@ def quantize_all(models: Sequence[str], args: AttackArguments) -> None:
         if stored is None or stored.get("key") != key:
             # The model's own evaluation may have been made with other settings: it is read, never replaced.
             plain = read_matching(Path(name) / "evals", key) or evaluation.run()
-            found: dict[str, Any] = {"key": key, "none": summary_of(plain)}
+            found: dict[str, Any] = {"key": key, "none": scores_of(plain)}
             for kind, bits in BITS.items():
                 rounded, _ = args.load(name)
                 quantize_(rounded, bits)
                 log = _evaluation(rounded, tokenizer, data, args).run()
                 back = lower_bound(_forget_probabilities(log) - _forget_probabilities(plain))
-                found[kind] = {**summary_of(log), "forget_back": back}
+                found[kind] = {**scores_of(log), "forget_back": back}
                 if args.before is not None:
                     found[kind]["undone_share"] = undone_share(model, args.load(args.before)[0], bits)
             _write(name, QUANTIZE, found)
@@ -168,7 +171,7 @@ def _evaluation(
 ) -> Evaluation:
     settings = EvalSettings(max_new_tokens=args.max_new_tokens, limit=args.eval_limit)
     log = read_retain_log(Path(args.retain_log)) if args.retain_log else None
-    return Evaluation(model, tokenizer, data, settings, chat=args.chat, retain_log=log)
+    return Evaluation(model, tokenizer, data, settings, chat=args.chat(tokenizer), retain_log=log)
 
 
 def _forget_probabilities(log: Log) -> np.ndarray:

@@ -10,17 +10,20 @@ from typing import Any
 
 import torch
 from torch import nn
+from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import PreTrainedTokenizerBase
 
 from src.engine.batching import ScoredSequence
 from src.tofu import metrics as scores
-from src.tofu.entries import SetScores, attack, likelihoods, memorization, metric
-from src.tofu.logs import Log, RetainLog, json_digest, read_matching, weights_digest, write_log
+from src.tofu.chat import ChatFormat, chat_format
+from src.tofu.entries import SetScores, attack, likelihoods, memorization, rouge
+from src.tofu.logs import SETTINGS, Log, RetainLog, json_digest, read_matching, weights_digest, write_log
 from src.tofu.passes import Scored, generate, gradient_norms, teacher_forced
-from src.tofu.prompts import ChatFormat, encode_answers, encode_prompts
+from src.tofu.prompts import encode_answers, encode_prompts
 from src.tofu.rows import Row, load_split, split_rows
+from src.utils import UserError
 
-METRICS_VERSION = 1  # part of the key: raise it when a metric's meaning changes
+METRICS_VERSION = 2  # part of the key: raise it when a metric's meaning changes
 SETS = ("forget", "retain", "ra", "wf")  # ra: real authors, wf: world facts
 UTILITY = tuple(
     f"{name}_{metric}"
@@ -38,13 +41,17 @@ class EvalSettings:
         max_new_tokens: of a greedy generation.
         limit: rows of each set at most, from its start; None for all.
         gradnorm: whether to compute the GradNorm attack, one backward pass for each forget and holdout row.
-        min_k: share of the tokens that Min-K% and Min-K%++ look at.
+        mink_k: share of the tokens that Min-K% and Min-K%++ look at.
     """
 
     max_new_tokens: int = 200
     limit: int | None = None
     gradnorm: bool = True
-    min_k: float = 0.2
+    mink_k: float = 0.4
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.mink_k <= 1.0:
+            raise UserError(f"mink_k must lie in (0, 1], got {self.mink_k}")
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class EvalData:
 def load_eval_data(
     forget_split: str, data_dir: str | None, *, holdout_rows: int = 0, limit: int | None = None
 ) -> EvalData:
-    """The perturbed splits that belong to a forget split. Arguments: see `src.tofu.load_split`."""
+    """The perturbed splits that belong to a forget split. Arguments: see `src.tofu.rows.load_split`."""
     names = (f"{forget_split}_perturbed", "retain_perturbed", "real_authors_perturbed", "world_facts_perturbed")
     sets = {key: split_rows(name, data_dir)[:limit] for key, name in zip(SETS, names, strict=True)}
     holdout = load_split(forget_split, data_dir, holdout_rows=holdout_rows).holdout[:limit]
@@ -87,10 +94,13 @@ class Evaluation:
     Args:
         model, tokenizer: of a causal LM; LoRA adapters are merged before.
         data: rows of the four sets.
-        chat: how questions are put.
+        chat: how questions are put; default: the format of the tokenizer's family.
         retain_log: of a model that never saw the forget set; None leaves forget_quality and privleak open.
         reference_model: for the attack that compares losses; None leaves it open.
         is_retain_model: it is the one that a retain log is made of, so that the lack of one is no surprise.
+
+    Raises:
+        UserError: the retain log was made with other settings.
     """
 
     def __init__(
@@ -115,7 +125,9 @@ class Evaluation:
         self.texts = _Texts()
         self.places = {name: self._places(rows) for name, rows in data.sets.items()}
         self.holdout_places = [self.texts.add(row["question"], row["answer"]) for row in data.holdout]
-        chat = chat or ChatFormat()
+        self.chat = chat = chat or chat_format(tokenizer)
+        if retain_log is not None:
+            retain_log.check(self.shared_settings(), len(data.sets["forget"]))
         config: Any = model.config
         self.sequences = self.texts.encode(tokenizer, chat, getattr(config, "max_position_embeddings", None))
         self.prompts = {
@@ -133,6 +145,10 @@ class Evaluation:
             )
             for row in rows
         ]
+
+    def shared_settings(self) -> dict[str, Any]:
+        """What a retain log must have been made with, too."""
+        return shared_settings(self.data.forget_split, self.chat, self.settings.mink_k)
 
     def key(self) -> dict[str, Any]:
         """Digests of everything the numbers depend on."""
@@ -152,37 +168,32 @@ class Evaluation:
 
     def run(self) -> Log:
         """Every metric; where one cannot be had, its value is None and a warning says why."""
-        passed = teacher_forced(self.model, self.sequences)
-        log: Log = {}
-        for name in SETS:
-            rows = SetScores(
-                [passed[answer] for answer, _, _ in self.places[name]],
-                [passed[paraphrase] for _, paraphrase, _ in self.places[name]],
-                [[passed[i] for i in wrong] for _, _, wrong in self.places[name]],
-            )
-            log.update(likelihoods(name, rows))
-            log[f"{name}_Q_A_ROUGE"] = self._rouge(name)
-            if name == "forget":
-                log.update(memorization(rows))
+        prompts = sum(len(ids) for ids in self.prompts.values())
+        with tqdm(total=len(self.sequences) + prompts, desc="evaluation", disable=None, leave=False) as bar:
+            passed = teacher_forced(self.model, self.sequences, done=bar.update)
+            log: Log = {SETTINGS: {"agg_value": None, "settings": self.shared_settings()}}
+            for name in SETS:
+                rows = SetScores(
+                    [passed[answer] for answer, _, _ in self.places[name]],
+                    [passed[paraphrase] for _, paraphrase, _ in self.places[name]],
+                    [[passed[i] for i in wrong] for _, _, wrong in self.places[name]],
+                )
+                log.update(likelihoods(name, rows))
+                told = generate(
+                    self.model,
+                    self.tokenizer,
+                    self.prompts[name],
+                    max_new_tokens=self.settings.max_new_tokens,
+                    done=bar.update,
+                )
+                log.update(rouge(name, self.data.sets[name], told))
+                if name == "forget":
+                    log.update(memorization(rows))
         log.update(self._attacks(passed))
         utility = [float(log[name]["agg_value"]) for name in UTILITY]
         log["model_utility"] = {"agg_value": scores.model_utility(utility)}
         log.update(self._against_retain(log))
         return log
-
-    def _rouge(self, name: str) -> dict[str, Any]:
-        rows = self.data.sets[name]
-        generations = generate(
-            self.model, self.tokenizer, self.prompts[name], max_new_tokens=self.settings.max_new_tokens
-        )
-        values = scores.rouge_recalls([row["answer"] for row in rows], generations)
-        return metric(
-            [
-                {**value, "input": row["question"], "ground_truth": row["answer"], "generation": text}
-                for value, row, text in zip(values, rows, generations, strict=True)
-            ],
-            "rougeL_recall",
-        )
 
     def _attacks(self, passed: Sequence[Scored]) -> Log:
         """Membership attacks: forget rows are members, holdout rows are not."""
@@ -195,19 +206,20 @@ class Evaluation:
             )
             return log
         members = [answer for answer, _, _ in self.places["forget"]]
-        texts = [row["answer"] for row in [*self.data.sets["forget"], *self.data.holdout]]
         chosen = [*members, *self.holdout_places]
         found = [passed[place] for place in chosen]
         picked = [self.sequences[place] for place in chosen]
-        share = self.settings.min_k
+        texts = [self.tokenizer.decode(one.ids[one.start :], skip_special_tokens=True) for one in picked]
+        k = self.settings.mink_k
         values = {
             "mia_loss": [one.loss for one in found],
-            "mia_zlib": [scores.zlib_score(one.loss, text) for one, text in zip(found, texts, strict=True)],
-            "mia_min_k": [scores.min_k_score(one.log_probs, share) for one in found],
-            "mia_min_k_plus_plus": [scores.min_k_score(one.standardised, share) for one in found],
+            "mia_zlib": [scores.zlib_score(one.loss, str(text)) for one, text in zip(found, texts, strict=True)],
+            "mia_min_k": [scores.min_k_score(one.log_probs[:-1], k) for one in found],
+            "mia_min_k_plus_plus": [scores.min_k_score(one.standardised[:-1], k) for one in found],
         }
         if self.settings.gradnorm:
-            values["mia_gradnorm"] = gradient_norms(self.model, picked)
+            with tqdm(total=len(picked), desc="gradients", disable=None, leave=False) as bar:
+                values["mia_gradnorm"] = gradient_norms(self.model, picked, done=bar.update)
         if self.reference_model is not None:
             others = teacher_forced(self.reference_model, picked)
             values["mia_reference"] = [one.loss - other.loss for one, other in zip(found, others, strict=True)]
@@ -216,25 +228,25 @@ class Evaluation:
         return log
 
     def _against_retain(self, log: Log) -> Log:
-        """forget_quality and privleak, which compare with the retain model."""
-        if self.retain_log is None:
-            return {"forget_quality": {"agg_value": None}, "privleak": {"agg_value": None}}
-        ratios = [entry["score"] for entry in log["forget_truth_ratio"]["value_by_index"].values()]
-        others = self.retain_log.truth_ratios
-        if len(ratios) != len(others):
-            warnings.warn(
-                f"the retain log has {len(others)} forget rows, this evaluation {len(ratios)}: forget_quality"
-                " compares different questions; make the log with the same --forget_split and --eval_limit",
-                stacklevel=3,
-            )
-        quality = scores.forget_quality(ratios, others)
-        auc, retain_auc = log["mia_min_k"]["agg_value"], self.retain_log.min_k_auc
-        leak = None
-        if auc is not None and retain_auc is not None and retain_auc < 1:
-            leak = scores.privleak(auc, retain_auc)
-        elif auc is not None:
-            warnings.warn("privleak stays open: the retain log has no Min-K AUC below 1", stacklevel=3)
-        return {"forget_quality": {"agg_value": quality}, "privleak": {"agg_value": leak}}
+        """What compares with the retain model; `privleak_vs_half` compares with an AUC of one half instead."""
+        auc = log["mia_min_k"]["agg_value"]
+        found: dict[str, float | None] = dict.fromkeys(("forget_quality", "privleak", "rel_diff"))
+        found["privleak_vs_half"] = None if auc is None else scores.privleak(auc, 0.5)
+        if self.retain_log is not None:
+            ratios = [entry["score"] for entry in log["forget_truth_ratio"]["value_by_index"].values()]
+            found["forget_quality"] = scores.forget_quality(ratios, self.retain_log.truth_ratios)
+            retain_auc = self.retain_log.min_k_auc
+            if auc is not None and retain_auc is not None and retain_auc < 1:
+                found["privleak"] = scores.privleak(auc, retain_auc)
+                found["rel_diff"] = scores.relative_difference(auc, retain_auc)
+            elif auc is not None:
+                warnings.warn("privleak stays open: the retain log has no Min-K AUC below 1", stacklevel=3)
+        return {name: {"agg_value": value} for name, value in found.items()}
+
+
+def shared_settings(forget_split: str, chat: ChatFormat, mink_k: float) -> dict[str, Any]:
+    """Settings that an evaluation and the retain model's must have in common to be compared."""
+    return {"forget_split": forget_split, "mink_k": mink_k, "prompts": chat.record()}
 
 
 def no_retain_log(forget_split: str) -> str:

@@ -1,7 +1,8 @@
 """TOFU's scores as functions of numbers and texts (arXiv 2401.06121, section 2.2; arXiv 2506.12618).
 
 Nothing here touches a model; `src/tofu/evaluation.py` asks one for the numbers. Losses are mean negative
-log-likelihoods of an answer's tokens, in nats a token.
+log-likelihoods of an answer's tokens, in nats a token. Definitions are open-unlearning's down to its `EPSILON`, so
+that a collapsed model gets the number it gets there.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
 from scipy import stats
 
-LARGEST_EXPONENT = 700.0  # exp() of more is no double
+EPSILON = 1e-10  # in denominators, as in open-unlearning
 
 
 def probability(loss: float) -> float:
@@ -28,15 +29,29 @@ def truth_ratio(paraphrased_loss: float, perturbed_losses: Sequence[float]) -> f
     Raises:
         ValueError: there is no perturbed loss, or one is NaN.
     """
+    right, wrong = _right_and_wrong(paraphrased_loss, perturbed_losses)
+    return wrong / (right + EPSILON)
+
+
+def share_of_right(paraphrased_loss: float, perturbed_losses: Sequence[float]) -> float:
+    """right/(right + wrong), the same two probabilities: how well the model knows the answer (arXiv 2506.12618).
+
+    open-unlearning's aggregator "prob_mean" is its mean over the forget set. Raises as `truth_ratio`.
+    """
+    right, wrong = _right_and_wrong(paraphrased_loss, perturbed_losses)
+    return right / (right + wrong + EPSILON)
+
+
+def _right_and_wrong(paraphrased_loss: float, perturbed_losses: Sequence[float]) -> tuple[float, float]:
     losses = np.asarray(perturbed_losses, dtype=np.float64)
     if losses.size == 0 or np.isnan(losses).any() or math.isnan(paraphrased_loss):
         raise ValueError("a truth ratio needs losses that are numbers, and at least one perturbed one")
-    return math.exp(min(max(paraphrased_loss - float(losses.mean()), -LARGEST_EXPONENT), LARGEST_EXPONENT))
+    return probability(paraphrased_loss), probability(float(losses.mean()))
 
 
 def forget_truth_ratio(ratios: Sequence[float]) -> float:
     """mean min(R, 1/R): 1 where wrong and right answers are equally likely, as for a model that never knew."""
-    return float(np.mean([min(ratio, 1 / ratio) for ratio in ratios]))
+    return float(np.mean([min(ratio, 1 / (ratio + EPSILON)) for ratio in ratios]))
 
 
 def kept_truth_ratio(ratios: Sequence[float]) -> float:
@@ -70,10 +85,8 @@ def model_utility(values: Sequence[float]) -> float:
 
 def normalised_probability(loss: float, perturbed_losses: Sequence[float]) -> float:
     """p / (p + sum of the perturbed answers' p), p = exp(-loss)."""
-    # Over the smallest loss, so that not all exponentials vanish together.
-    least = min(loss, *perturbed_losses)
-    right = math.exp(least - loss)
-    return right / (right + sum(math.exp(least - other) for other in perturbed_losses))
+    right = probability(loss)
+    return right / (right + sum(map(probability, perturbed_losses)) + EPSILON)
 
 
 def rouge_recalls(answers: Sequence[str], generations: Sequence[str]) -> list[dict[str, float]]:
@@ -93,35 +106,45 @@ def rouge_recalls(answers: Sequence[str], generations: Sequence[str]) -> list[di
 
 
 def extraction_strength(hits: Sequence[bool]) -> float:
-    """1 - k/len, k the least prefix after which every teacher-forced argmax is the answer's token.
+    """1 - k/n, k < n the least prefix after which every teacher-forced argmax is the answer's token.
+
+    At least 1/n, as in open-unlearning, where the last token counts as found; 0 for an answer without tokens.
 
     Args:
-        hits: for each answer token whether the argmax was right.
+        hits: for each of the answer's n tokens, the end-of-sequence token left out, whether the argmax was right.
     """
+    if not len(hits):
+        return 0.0
     k = max((index + 1 for index, hit in enumerate(hits) if not hit), default=0)
-    return 1 - k / len(hits)
+    return 1 - min(k, len(hits) - 1) / len(hits)
 
 
-def exact_memorization(hits: Sequence[bool]) -> float:
-    """Share of answer tokens that the teacher-forced argmax gets right."""
-    return float(np.mean(np.asarray(hits, dtype=bool)))
+def exact_memorization(hits: Sequence[bool]) -> float | None:
+    """Share of answer tokens that the teacher-forced argmax gets right; None for an answer without tokens.
+
+    hits: as in `extraction_strength`.
+    """
+    return float(np.mean(np.asarray(hits, dtype=bool))) if len(hits) else None
 
 
 def zlib_score(loss: float, text: str) -> float:
-    """Loss over the length in bytes of the compressed text (arXiv 2012.07805)."""
+    """Loss over the length in bytes of the compressed text (arXiv 2012.07805).
+
+    text: what the scored tokens say, with the space before a first word where the tokenizer puts one.
+    """
     return loss / len(zlib.compress(text.encode("utf-8")))
 
 
-def min_k_score(log_probs: Sequence[float] | np.ndarray, share: float = 0.2) -> float:
+def min_k_score(log_probs: Sequence[float] | np.ndarray, share: float = 0.4) -> float:
     """Minus the mean of the least likely tokens' log-probabilities (Min-K%, arXiv 2310.16789).
 
     Args:
-        log_probs: of the answer's tokens; for Min-K%++ (arXiv 2404.02936) less their mean under the model's own
-            distribution, in its standard deviations.
-        share: of the tokens, at least one token.
+        log_probs: of the answer's tokens, the end-of-sequence token left out; for Min-K%++ (arXiv 2404.02936) less
+            their mean under the model's own distribution, in its standard deviations. 0 where there are none.
+        share: of the tokens, at least one token; 0.4 in open-unlearning's TOFU configuration.
     """
     values = np.sort(np.asarray(log_probs, dtype=np.float64))
-    return -float(values[: max(1, int(len(values) * share))].mean())
+    return -float(values[: max(1, int(len(values) * share))].mean()) if len(values) else 0.0
 
 
 def membership_auc(forget_scores: Sequence[float], holdout_scores: Sequence[float]) -> float:
@@ -144,4 +167,9 @@ def privleak(auc: float, retain_auc: float) -> float:
     """
     if retain_auc >= 1:
         raise ValueError("privleak is not defined for a retain model with AUC 1")
-    return ((1 - auc) - (1 - retain_auc)) / (1 - retain_auc) * 100
+    return ((1 - auc) - (1 - retain_auc)) / (1 - retain_auc + EPSILON) * 100
+
+
+def relative_difference(auc: float, retain_auc: float) -> float:
+    """(AUC - AUC_retain) / AUC_retain x 100, open-unlearning's "rel_diff": 0 as for the retain model."""
+    return (auc - retain_auc) / (retain_auc + EPSILON) * 100

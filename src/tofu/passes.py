@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,12 @@ from src.utils import UserError
 
 TOKEN_BUDGET = 2048  # tokens in one micro-batch; the scored positions' logits are held in float32
 GENERATION_BUDGET = 8192  # prompt and new tokens of a batch, whose keys and values are held
+GENERATED_AT_ONCE = 128  # prompts between two reports of progress
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One teacher-forced answer of T tokens.
+    """One teacher-forced answer of T scored tokens, the last of which ends the sequence.
 
     Attributes:
         log_probs: float64 (T,), nats.
@@ -44,9 +45,16 @@ class Scored:
 
 
 def teacher_forced(
-    model: nn.Module, sequences: Sequence[ScoredSequence], token_budget: int | None = None
+    model: nn.Module,
+    sequences: Sequence[ScoredSequence],
+    token_budget: int | None = None,
+    *,
+    done: Callable[[int], object] = int,
 ) -> list[Scored]:
     """Every sequence through the model once, in micro-batches sorted by length.
+
+    Args:
+        done: called with the number of sequences of each finished micro-batch.
 
     Raises:
         UserError: the model gives NaN.
@@ -63,6 +71,7 @@ def teacher_forced(
             rows = batch.owners.cpu().numpy()
             for index in np.unique(rows):
                 log_probs[index] = list(columns[:, rows == index])
+            done(len(batch.rows))
     return [Scored(values[0], values[1].astype(bool), values[2]) for values in log_probs]
 
 
@@ -75,7 +84,7 @@ def _token_columns(logits: Tensor, targets: Tensor) -> Tensor:
     finite = log_p.masked_fill(weights == 0, 0.0)
     mean = (weights * finite).sum(dim=1)
     variance = (weights * finite.square()).sum(dim=1) - mean.square()
-    return torch.stack([chosen, hits.float(), (chosen - mean) / variance.clamp(min=1e-12).sqrt()])
+    return torch.stack([chosen, hits.float(), (chosen - mean) / variance.clamp(min=1e-6).sqrt()])
 
 
 def generate(
@@ -85,8 +94,11 @@ def generate(
     *,
     max_new_tokens: int,
     token_budget: int | None = None,
+    done: Callable[[int], object] = int,
 ) -> list[str]:
     """Greedy continuations of prompts given as token ids, without special tokens, stripped.
+
+    `done` is called with the number of prompts of each part of them that is finished.
 
     They end at the tokenizer's and the checkpoint's end tokens; what else its generation configuration says, about
     sampling say, does not count.
@@ -98,19 +110,33 @@ def generate(
     ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
     stops = torch.zeros(anything.config.vocab_size, dtype=torch.bool, device=device)
     stops[sorted(ends)] = True
-    tokens = generate_tokens(
-        model,
-        TokenTable([ScoredSequence(list(ids), len(ids)) for ids in prompts], device),
-        np.arange(len(prompts)),
-        max_new_tokens=max_new_tokens,
-        stops=stops,
-        token_budget=token_budget or GENERATION_BUDGET,
-    )
-    return [text.strip() for text in decoded(tokenizer, tokens)]
+    # In parts, so that a long evaluation tells how far it is; a part fills batches of rows of like length.
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    texts = [""] * len(prompts)
+    for begin in range(0, len(order), GENERATED_AT_ONCE):
+        part = order[begin : begin + GENERATED_AT_ONCE]
+        tokens = generate_tokens(
+            model,
+            TokenTable([ScoredSequence(list(prompts[i]), len(prompts[i])) for i in part], device),
+            np.arange(len(part)),
+            max_new_tokens=max_new_tokens,
+            stops=stops,
+            token_budget=token_budget or GENERATION_BUDGET,
+        )
+        for index, text in zip(part, decoded(tokenizer, tokens), strict=True):
+            texts[index] = text.strip()
+        done(len(part))
+    return texts
 
 
-def gradient_norms(model: nn.Module, sequences: Sequence[ScoredSequence]) -> list[float]:
-    """L2 norm over all parameters of each sequence's loss gradient; one backward pass each."""
+def gradient_norms(
+    model: nn.Module, sequences: Sequence[ScoredSequence], *, done: Callable[[int], object] = int
+) -> list[float]:
+    """Mean over the parameter tensors of the L2 norm of each sequence's loss gradient; one backward pass each.
+
+    The loss is the mean NLL of the scored tokens but the last, which ends the sequence (arXiv 2402.17012, as in
+    open-unlearning); 0 for a sequence that has no other.
+    """
     device = next(model.parameters()).device
     parameters = list(model.parameters())
     wanted = [parameter.requires_grad for parameter in parameters]
@@ -119,11 +145,21 @@ def gradient_norms(model: nn.Module, sequences: Sequence[ScoredSequence]) -> lis
         for parameter in parameters:
             parameter.requires_grad_(True)
         for sequence in sequences:
-            (batch,) = TokenTable([sequence], device).micro_batches(len(sequence.ids))
-            loss = functional.cross_entropy(scored_logits(model, batch).float(), batch.targets)
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-            norms.append(float(torch.stack([g.float().norm() for g in gradients if g is not None]).norm()))
+            norms.append(_gradient_norm(model, parameters, sequence, device))
+            done(1)
     finally:
         for parameter, flag in zip(parameters, wanted, strict=True):
             parameter.requires_grad_(flag)
     return norms
+
+
+def _gradient_norm(
+    model: nn.Module, parameters: Sequence[Tensor], sequence: ScoredSequence, device: torch.device
+) -> float:
+    if len(sequence.ids) - sequence.start < 2:
+        return 0.0
+    body = ScoredSequence(sequence.ids[:-1], sequence.start)
+    (batch,) = TokenTable([body], device).micro_batches(len(body.ids))
+    loss = functional.cross_entropy(scored_logits(model, batch).float(), batch.targets)
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return float(torch.stack([g.float().norm() for g in gradients if g is not None]).mean())

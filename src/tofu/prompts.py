@@ -1,9 +1,8 @@
-"""How a question and its answer become tokens: by a chat template, or as "Question: ...\\nAnswer: ..."."""
+"""How questions and answers become tokens, and which of these are scored; the prompts are `src/tofu/chat.py`'s."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,62 +10,62 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from src.engine.batching import ScoredSequence
+from src.tofu.chat import ChatFormat, chat_format
 from src.tofu.rows import Row
 from src.utils import UserError, encode, prompt_prefix
 
 IGNORED = -100  # a label that is no target, as in transformers
 
 
-@dataclass(frozen=True)
-class ChatFormat:
-    """Settings of chat templates; a tokenizer without one writes "Question: ...\\nAnswer: ...".
-
-    The date is fixed because Llama's template writes today's otherwise; it is the one open-unlearning's published
-    models were trained with.
-    """
-
-    system_prompt: str | None = None
-    date_string: str = "10 Apr 2025"
-
-    def messages(self, question: str) -> list[dict[str, str]]:
-        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
-        return [*system, {"role": "user", "content": question}]
-
-
-PLAIN = ChatFormat()
-
-
 def encode_answers(
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[tuple[str, str]],
-    chat: ChatFormat = PLAIN,
+    chat: ChatFormat | None = None,
     *,
     max_length: int | None = None,
 ) -> list[ScoredSequence]:
-    """Token ids of each (question, answer), of which the answer's are scored.
+    """Token ids of each (question, answer), of which those behind the prompt's are scored, as in open-unlearning.
 
-    The answer ends with exactly one end-of-sequence token, which is scored too, as in open-unlearning. What a
-    chat template writes after that token (a line break, in some) is left out.
+    These are the answer's, what a template writes behind it, and an end-of-sequence token where the text does not
+    end with one. The prompt's tokens are counted on its own text: where it ends with a space that the tokenizer
+    joins with the answer's first word, that word's token is not scored.
+
+    Args:
+        chat: default: the format of the tokenizer's family.
     """
-    prompts = [_prompt_text(tokenizer, question, chat) for question, _ in pairs]
-    if tokenizer.chat_template:
-        texts = [
-            _chat_text(tokenizer, prompt, question, answer, chat)
-            for prompt, (question, answer) in zip(prompts, pairs, strict=True)
-        ]
-        encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])
-    else:
-        texts = [f"{prompt} {answer}" for prompt, (_, answer) in zip(prompts, pairs, strict=True)]
-        encoded = encode(tokenizer, texts)
-    starts = [len(ids) for ids in _prompt_ids(tokenizer, prompts)]
+    chat = chat or chat_format(tokenizer)
+    prompts = {question: chat.prompt(tokenizer, question) for question, _ in pairs}
+    starts = dict(zip(prompts, map(len, _encoded(tokenizer, list(prompts.values()), chat)), strict=True))
+    texts = [chat.exchange(tokenizer, question, answer, prompts[question]) for question, answer in pairs]
     result = []
-    for start, ids, (question, _) in zip(starts, encoded, pairs, strict=True):
-        sequence = ScoredSequence(_end(tokenizer, ids, start), start)
-        if len(sequence.ids) <= start or start < 1:
+    for ids, (question, answer) in zip(_encoded(tokenizer, texts, chat), pairs, strict=True):
+        sequence = ScoredSequence(_ended(tokenizer, ids), starts[question])
+        if not answer.strip() or sequence.start < 1 or len(sequence.ids) <= sequence.start:
             raise UserError(f"the tokenizer finds no token in the answer to {question!r}, or none in the question")
         _check_length(sequence.ids, max_length)
         result.append(sequence)
     return result
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], chat: ChatFormat | None = None
+) -> list[list[int]]:
+    """Token ids of each question, up to where the answer begins."""
+    chat = chat or chat_format(tokenizer)
+    return _encoded(tokenizer, [chat.prompt(tokenizer, question) for question in questions], chat)
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], chat: ChatFormat) -> list[list[int]]:
+    if not texts:
+        return []
+    if chat.tags is None:  # the template writes the first token itself
+        return [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+    return list(encode(tokenizer, texts))
+
+
+def _ended(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
+    eos = tokenizer.eos_token_id
+    return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
 
 
 def encode_texts(
@@ -76,55 +75,12 @@ def encode_texts(
     result = []
     for ids in encode(tokenizer, texts):
         start = max(len(prompt_prefix(tokenizer)), 1)
-        sequence = ScoredSequence(_end(tokenizer, ids, start), start)
-        if len(sequence.ids) <= start:
+        sequence = ScoredSequence(_ended(tokenizer, ids), start)
+        if len(ids) <= start:
             raise UserError("a text has no token that another one predicts")
         _check_length(sequence.ids, max_length)
         result.append(sequence)
     return result
-
-
-def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], chat: ChatFormat = PLAIN
-) -> list[list[int]]:
-    """Token ids of each question, up to where the answer begins."""
-    return _prompt_ids(tokenizer, [_prompt_text(tokenizer, question, chat) for question in questions])
-
-
-def _prompt_text(tokenizer: PreTrainedTokenizerBase, question: str, chat: ChatFormat) -> str:
-    if not tokenizer.chat_template:
-        return f"Question: {question}\nAnswer:"
-    return str(
-        tokenizer.apply_chat_template(
-            chat.messages(question), tokenize=False, add_generation_prompt=True, date_string=chat.date_string
-        )
-    )
-
-
-def _chat_text(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, question: str, answer: str, chat: ChatFormat
-) -> str:
-    messages = [*chat.messages(question), {"role": "assistant", "content": answer}]
-    text = str(tokenizer.apply_chat_template(messages, tokenize=False, date_string=chat.date_string))
-    # Some templates write a finished turn in another way than one that is being asked for.
-    return text if text.startswith(prompt) else prompt + answer
-
-
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
-    if tokenizer.chat_template:
-        return [list(ids) for ids in tokenizer(list(prompts), add_special_tokens=False)["input_ids"]]
-    return list(encode(tokenizer, prompts))
-
-
-def _end(tokenizer: PreTrainedTokenizerBase, ids: list[int], start: int) -> list[int]:
-    """`ids` up to the first end-of-sequence token at or after `start`, which is added where there is none."""
-    eos = tokenizer.eos_token_id
-    if eos is None:
-        return list(ids)
-    answer = list(ids[start:])
-    if eos in answer:
-        answer = answer[: answer.index(eos)]
-    return [*ids[:start], *answer, eos] if answer else list(ids[:start])
 
 
 def _check_length(ids: list[int], max_length: int | None) -> None:
@@ -132,37 +88,53 @@ def _check_length(ids: list[int], max_length: int | None) -> None:
         raise UserError(f"a row has {len(ids)} tokens, the model takes {max_length}")
 
 
+class Refusals(Sequence[dict[str, Any]]):
+    """One question with each of the refusals, encoded where it is asked for: a run draws few of them."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        question: str,
+        texts: Sequence[str],
+        chat: ChatFormat,
+        max_length: int | None,
+    ) -> None:
+        self._encode = lambda text: encode_answers(tokenizer, [(question, text)], chat, max_length=max_length)[0]
+        self._texts = texts
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __getitem__(self, index: Any) -> Any:
+        return labelled(self._encode(self._texts[index]))
+
+
 def encode_rows(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
-    chat: ChatFormat = PLAIN,
+    chat: ChatFormat | None = None,
     *,
     max_length: int | None = None,
     refusal_texts: Sequence[str] | None = None,
-    seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Training rows: `input_ids` and `labels`, and the same under "refusal" where refusals are given.
+    """Training rows: `input_ids` and `labels`, and "refusals", a sequence of such rows, where texts are given.
 
     Args:
-        rows: all with question and answer, or all with text.
-        refusal_texts: each question gets one of them, drawn by a generator of its own from `seed`. Text rows,
-            which ask nothing, get none.
+        rows: all with question and answer, or all with text; text rows, which ask nothing, get no refusals.
+        chat: default: the format of the tokenizer's family.
     """
-    result = [_labelled(s) for s in row_sequences(tokenizer, rows, chat, max_length=max_length)]
+    chat = chat or chat_format(tokenizer)
+    result = [labelled(s) for s in row_sequences(tokenizer, rows, chat, max_length=max_length)]
     if refusal_texts and rows and "question" in rows[0]:
-        generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randint(len(refusal_texts), (len(rows),), generator=generator).tolist()
-        refused = [(row["question"], refusal_texts[index]) for row, index in zip(rows, drawn, strict=True)]
-        encoded = encode_answers(tokenizer, refused, chat, max_length=max_length)
-        for item, sequence in zip(result, encoded, strict=True):
-            item["refusal"] = _labelled(sequence)
+        for item, row in zip(result, rows, strict=True):
+            item["refusals"] = Refusals(tokenizer, row["question"], refusal_texts, chat, max_length)
     return result
 
 
 def row_sequences(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
-    chat: ChatFormat = PLAIN,
+    chat: ChatFormat | None = None,
     *,
     max_length: int | None = None,
 ) -> list[ScoredSequence]:
@@ -175,7 +147,8 @@ def row_sequences(
     return encode_answers(tokenizer, pairs, chat, max_length=max_length)
 
 
-def _labelled(sequence: ScoredSequence) -> dict[str, Any]:
+def labelled(sequence: ScoredSequence) -> dict[str, Any]:
+    """A training row of a scored sequence: the labels are its scored tokens."""
     return {"input_ids": sequence.ids, "labels": [IGNORED] * sequence.start + sequence.ids[sequence.start :]}
 
 

@@ -15,7 +15,7 @@ from src.utils import UserError, read_jsonl
 
 HUB = "locuslab/TOFU"
 FORGET_SPLITS = ("forget01", "forget05", "forget10")
-SAMPLE_DATA = Path(__file__).parent / "sample_data"
+SAMPLE_DATA = Path(__file__).parents[1] / "sample_data"
 
 Row = dict[str, Any]
 

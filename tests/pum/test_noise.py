@@ -67,16 +67,16 @@ def test_one_copy_has_no_zero_sum_noise() -> None:
             zero_sum_noise((3,), 2, std, generator())
 
 
-def test_the_stream_holds_one_sum_a_parameter_and_ends_after_m_draws() -> None:
-    stream, gen, totals = ZeroSumStream(5), generator(), defaultdict(lambda: torch.zeros(4, 3))
+def test_the_stream_holds_no_tensor_of_a_parameters_size_and_ends_after_m_draws() -> None:
+    stream, gen, totals = ZeroSumStream(5), generator(), defaultdict(lambda: torch.zeros(400, 30))
     for _ in range(5):
         for name, std in (("a", 0.5), ("b", 2.0)):
-            totals[name] += stream.draw(name, (4, 3), std, gen)
-            assert set(stream._sums) <= {"a", "b"}
-    assert not stream._sums
+            totals[name] += stream.draw(name, (400, 30), std, gen)
+    held = [key for drawn in stream._drawn.values() for key, _ in drawn]
+    assert [len(key) for key in held] == [32] * 10
     assert max(float(total.abs().max()) for total in totals.values()) < 1e-5
     with pytest.raises(ValueError, match="all 5 draws"):
-        stream.draw("a", (4, 3), 0.5, gen)
+        stream.draw("a", (400, 30), 0.5, gen)
 
 
 def test_a_returned_draw_is_the_caller_s_own() -> None:
@@ -135,3 +135,13 @@ def test_generators_hold_more_than_a_32_bit_seed() -> None:
     assert int(state.max()) > 2**31
     sample = torch.rand(200_000, generator=SecretSource().generator("noise"))
     assert abs(float(sample.mean()) - 0.5) < 0.005
+
+
+def test_draws_after_skipped_ones_are_as_if_none_had_been() -> None:
+    whole, skipping = ZeroSumStream(4), ZeroSumStream(4)
+    for k in range(4):
+        expected = whole.draw("w", (5,), 0.3, generator(k))
+        if k in (0, 2):
+            skipping.skip("w", 0.3, generator(k))
+        else:
+            assert torch.equal(skipping.draw("w", (5,), 0.3, generator(k)), expected)

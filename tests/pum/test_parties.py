@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pum.check import main as check
 from pum.noise import SecretSource, draw_alphas
+from pum.publish import main as publish
 from pum.server import Server
 from src.models import load_model
 from src.utils import UserError
@@ -248,3 +249,19 @@ def test_nothing_secret_is_in_an_offer(tmp_path: Path) -> None:
         if name.endswith("norm.weight") or "embed" in name:  # what no disguise moves
             correlation = float(torch.nn.functional.cosine_similarity(*noises, dim=0))
             assert abs(correlation) < 6 / math.sqrt(len(noises[0]))
+
+
+def test_so_they_do_with_noise_that_follows_theta_and_known_alphas(tmp_path: Path) -> None:
+    servers = (
+        "--copies_m 3 --secret_seed 1 --kappa 0.5 --alphas fixed --local_epochs 1 --clip_update_norm_per_layer"
+    )
+    two = p.parties(tmp_path, servers=f"{servers} [0.01,-1] --use_orthogonal_reparam True", rounds=2)
+    merged = two.run()
+    assert p.same(merged, two.one_process(tmp_path / "one"))
+
+
+def test_an_offer_does_not_hold_the_servers_model(tmp_path: Path) -> None:
+    two = p.parties(tmp_path, servers=f"{p.SERVERS} --client_reference server")
+    with pytest.raises(UserError, match="an offer holds copies alone"):
+        publish(two.first())
+    assert not two.private.exists()

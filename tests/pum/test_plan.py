@@ -18,7 +18,8 @@ SIZES: dict[str, tuple[int | None, int]] = {"layers.0.w": (0, 60), "layers.1.w":
 
 
 def arguments(**settings: Any) -> PUMArguments:
-    return PUMArguments(**{"output_dir": "unused", "use_cpu": True, **settings})
+    base = {"output_dir": "unused", "use_cpu": True, "alpha_max": 1.5, "per_layer_noise": True}
+    return PUMArguments(**{**base, **settings})
 
 
 def told(args: PUMArguments, *, public: bool = False, **plan: Any) -> dict[str, Any]:
@@ -55,7 +56,14 @@ def test_lists_are_read_strictly() -> None:
         ({"sigma_per_layer": "[.inf]"}, "finite"),
         ({"sigma_per_layer": "[0.1"}, "not a YAML or JSON list"),
         ({"dp_rdp_orders": "[1.0]"}, "above 1.0"),
-        ({"clip_update_norm_per_layer": "[0]"}, "above 0.0"),
+        ({"clip_update_norm_per_layer": "[.nan]"}, "finite"),
+        ({"kappa": -0.1}, "kappa must be finite"),
+        ({"kappa": 0.1, "sigma_rms": 0.1}, "give one of sigma_rms and kappa"),
+        ({"kappa": 0.1, "sigma_per_layer": "[0.1, 0.1]"}, "give one of kappa and sigma_per_layer"),
+        ({"kappa": 0.1, "copies_m": 1}, "no zero-sum noise"),
+        ({"alphas": "random"}, "unknown alphas 'random'; known: uniform, fixed"),
+        ({"client_reference": "theta"}, "unknown client_reference 'theta'; known: copy, server"),
+        ({"client_reference": "server", "lora": True}, "drop --lora"),
         ({"center_clip_ref_model_paths": "[1]"}, "list of names"),
         ({"copies_m": 0}, "copies_m"),
         ({"rounds_R": 0}, "rounds_R"),

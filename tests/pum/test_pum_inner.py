@@ -118,13 +118,13 @@ def test_client_may_train_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ({"rounds_R": 4}, 2),
         ({"rounds_R": 2, "auto_balance": False}, 6),
         ({"local_epochs": 1.0}, 3),
-        ({"local_epochs": 1.0, "rounds_R": 2}, 2),
+        ({"local_epochs": 1.0, "rounds_R": 2}, 3),  # epochs on each copy
         ({"local_max_steps": 4}, 4),
         ({"local_max_steps": 4, "rounds_R": 3}, 4),
         ({"local_max_steps": 40}, 6),
         ({"max_steps": 5}, 5),
         ({"per_device_train_batch_size": 4}, 4),
-        ({"gradient_accumulation_steps": 2}, 4),
+        ({"gradient_accumulation_steps": 2}, 2),  # three micro-batches are one step
         ({"num_train_epochs": 0.5}, 2),
     ],
 )

@@ -100,7 +100,7 @@ def test_mistakes_are_one_line_and_write_nothing(
 def test_an_architecture_without_disguise(base: list[str], tmp_path: Path) -> None:
     base[1] = save_model(tmp_path / "gpt2", "gpt2")
     with pytest.raises(UserError, match="no disguise is known for architecture 'gpt2'"):
-        main(base)
+        main([*base, "--use_orthogonal_reparam", "True"])
     assert not (tmp_path / "out").exists()
 
 

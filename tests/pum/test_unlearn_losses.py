@@ -173,8 +173,10 @@ def test_rmu_direction_and_layer():
 def test_pdu_margin_and_multiplier():
     scores = logits()
     loss = margin_loss(scores, LABELS)
-    close(loss, (math.log(4) + math.log(1.5)) / 2 / 2)  # max - mean of (z, 0) is z/2
-    assert gradient(loss, scores).tolist() == pytest.approx([0.25, 0.25], rel=1e-5)
+    # max - mean of (z, 0) is z/2, for log-odds z of ln 4 and ln 1.5; squared: z^2/4, whose slope is z/2.
+    close(loss, (math.log(4) ** 2 + math.log(1.5) ** 2) / 4 / 2)
+    slopes = [math.log(4) / 4, math.log(1.5) / 4]
+    assert gradient(loss, scores).tolist() == pytest.approx(slopes, rel=1e-5)
     assert next_multiplier(1.0, 0.5, 0.3, 1.0) == pytest.approx(1.2)
     assert next_multiplier(0.1, 0.0, 0.3, 1.0) == 0.0
 

@@ -14,7 +14,7 @@ from pum.unlearn import METHODS, get_method
 from pum.unlearn.arguments import UnlearnArguments
 from pum.unlearn.base import Reference, token_nll
 from pum.unlearn.data import PairedRows, UnlearnData
-from pum.unlearn.trainer import UnlearnTrainer
+from pum.unlearn.trainer import UnlearnTrainer, WholeSteps, set_warmup, steps_an_epoch
 from src.lora import add_lora
 from src.tofu.prompts import collate, encode_rows
 from src.utils import UserError
@@ -92,6 +92,18 @@ def test_pairs_come_from_a_generator_of_their_own():
     assert {tuple(ids) for ids in sequence} == {tuple(row["input_ids"]) for row in data.retain}
 
 
+def test_refusals_are_drawn_anew_at_each_access_from_the_seed():
+    data = make_data(("It was so bad", "so slow", "very dull"))
+    encoded = [tuple(item["input_ids"]) for item in data.forget[0]["refusals"]]
+
+    def drawn(seed):
+        rows = PairedRows(data, seed)
+        return [encoded.index(tuple(rows[0]["refusal"]["input_ids"])) for _ in range(40)]
+
+    assert set(drawn(1)) == {0, 1, 2}
+    assert drawn(1) == drawn(1) != drawn(2)
+
+
 def test_two_runs_are_equal_whatever_the_global_generator_does(tmp_path):
     results = []
     for seed in (1, 2):
@@ -165,7 +177,14 @@ def test_defaults_are_the_specified_ones(tmp_path):
         "UNDIAL": {"beta": 10, "alpha": 0},
         "WGA": {"beta": 1},
         "SatImp": {"satimp_beta1": 5, "satimp_beta2": 1, "gamma": 0.1},
-        "PDU": {"pdu_step": 1},
+        "CEU": {"gamma": 1, "alpha": 0},
+        "PDU": {
+            "gamma": 1,
+            "alpha": 50,
+            "pdu_retain_loss_eps": 0.3,
+            "pdu_step": 5,
+            "pdu_warmup_epochs": 5,
+        },
     }
     for method, values in expected.items():
         assert values.items() <= METHODS[method].defaults.items()
@@ -186,8 +205,73 @@ def test_warm_up_is_one_epoch_and_at_most_half_of_the_run(tmp_path):
     assert trainer.args.warmup_steps == 0
 
 
+def test_steps_are_counted_as_open_unlearning_counts_them(tmp_path):
+    """forget10's 400 rows are 50 micro-batches of 8: 12 steps of 4 an epoch; two micro-batches are left over."""
+    assert [steps_an_epoch(rows, 8, 4) for rows in (400, 200, 40, 8)] == [12, 6, 1, 1]
+    rows = WholeSteps(400, 8, 4, seed=1)
+    first, second = list(rows), list(rows)
+    assert len(rows) == len(first) == len(set(first)) == 384
+    again = WholeSteps(400, 8, 4, seed=1)
+    assert (list(again), list(again)) == (first, second)
+    assert set(first) | set(second) > set(first)
+    assert sorted(WholeSteps(20, 8, 4, seed=1)) == list(range(20))  # less than a step: all of them
+    batch = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}
+    args = make_args(tmp_path, num_train_epochs=4, **batch)
+    trainer = UnlearnTrainer(make_model("llama"), args, make_data())
+    trainer.train()
+    assert trainer.state.global_step == 4
+    args.warmup_steps = 0
+    set_warmup(args, 1.0, 400, 120)
+    assert args.warmup_steps == 60  # one epoch of 133 steps, and at most half of the run
+    recipe = UnlearnArguments(output_dir=str(tmp_path), use_cpu=True)
+    set_warmup(recipe, 1.0, 400, 120)
+    assert recipe.warmup_steps == 12
+
+
+def test_a_trainer_lets_go_of_what_it_held(tmp_path):
+    trainer = UnlearnTrainer(make_model("llama"), make_args(tmp_path), make_data())
+    trainer.train()
+    assert trainer.optimizer is None
+    assert trainer.method.reference is None
+    assert trainer.accelerator._optimizers == []
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+def test_a_given_reference_is_shared(tmp_path):
+    model, other = make_model("llama"), make_model("llama", seed=3)
+    given = {name: parameter.detach() for name, parameter in other.named_parameters()}
+    trainer = UnlearnTrainer(model, make_args(tmp_path), make_data(), reference=given)
+    assert all(trainer.method.frozen.parameters[name] is tensor for name, tensor in given.items())
+    batch = {"input_ids": torch.tensor([[0, 5, 6, 7]])}
+    torch.testing.assert_close(trainer.method.frozen(**batch).logits, other(**batch).logits)
+
+
+def test_method_arguments_in_one_text(tmp_path, capsys):
+    args = make_args(tmp_path, "SimNPO", method_args="delta=0.5 beta=3 gamma=0.25 retain_loss_type=KL")
+    assert (args.delta_simnpo, args.beta, args.gamma, args.retain_loss_type) == (0.5, 3.0, 0.25, "KL")
+    args = make_args(tmp_path, "RMU", method_args="rmu_layer=1 steering_coeff=3 delta=0", skip_foreign_args=True)
+    assert (args.rmu_layer, args.rmu_coeff, args.delta_simnpo) == (1, 3.0, None)
+    assert capsys.readouterr().err == "note: RMU has no delta, which is skipped\n"
+    args = make_args(tmp_path, "PDU", method_args="retain_loss_eps=0.1 dual_step_size=2 dual_warmup_epochs=3")
+    assert (args.pdu_retain_loss_eps, args.pdu_step, args.pdu_warmup_epochs) == (0.1, 2.0, 3.0)
+    args = make_args(tmp_path, "SatImp", method_args="beta1=4 beta2=2")
+    assert (args.satimp_beta1, args.satimp_beta2) == (4.0, 2.0)
+    for method, text, message in (
+        ("RMU", "delta=0", "RMU has no setting delta_simnpo"),
+        ("NPO", "betta=1", "'betta=1' is not name=value with a name of gamma, alpha, beta"),
+        ("NPO", "beta", "beta must be a number, got ''"),
+        ("RMU", "rmu_layer=1.5", "rmu_layer must be a number, got '1.5'"),
+        ("NPO", "beta=1 beta=2", "beta is given twice"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make_args(tmp_path, method, method_args=text)
+    with pytest.raises(UserError, match="beta is given twice"):
+        make_args(tmp_path, "NPO", method_args="beta=1", beta=2.0)
+
+
 def test_pdu_moves_its_multiplier_after_the_warm_up(tmp_path):
-    args = make_args(tmp_path, "PDU", pdu_retain_loss_eps=0.0, pdu_warmup_epochs=1.0, num_train_epochs=1)
+    settings = {"alpha": 1.0, "pdu_step": 2.0, "pdu_retain_loss_eps": 0.0, "pdu_warmup_epochs": 1.0}
+    args = make_args(tmp_path, "PDU", num_train_epochs=1, **settings)
     trainer = UnlearnTrainer(make_model("llama"), args, make_data())
     retain_losses = []
     original = trainer.method.retain_loss
@@ -201,7 +285,7 @@ def test_pdu_moves_its_multiplier_after_the_warm_up(tmp_path):
     trainer.train()
     assert len(retain_losses) == 2
     # The first step ends at half an epoch, within the warm-up; the second ends it.
-    assert trainer.method.alpha == pytest.approx(1.0 + retain_losses[1])
+    assert trainer.method.alpha == pytest.approx(1.0 + 2.0 * retain_losses[1])
 
 
 def test_identical_results_of_two_methods_raise_a_warning(tmp_path):
@@ -251,3 +335,18 @@ def test_a_loss_that_is_not_finite_is_one_line(tmp_path):
         model.model.norm.weight.fill_(float("nan"))
     with pytest.raises(UserError, match="NPO: the loss of step 1 is nan; lower --learning_rate"):
         UnlearnTrainer(model, make_args(tmp_path), make_data()).train()
+
+
+@pytest.mark.parametrize("with_refusals", [False, True])
+def test_processes_draw_what_one_would_draw(with_refusals: bool) -> None:
+    """Two processes get the batches of two rows in turn; 5 retain rows, 3 refusals."""
+    rows = [{"input_ids": [i]} for i in range(5)]
+    forget = [{"input_ids": [i], **({"refusals": rows[:3]} if with_refusals else {})} for i in range(8)]
+    data = UnlearnData(forget, rows)
+    one = PairedRows(data, 3)
+    expected = [one[i] for i in range(8)]
+    for rank in (0, 1):
+        share = PairedRows(data, 3, batch=2, place=(rank, 2))
+        for i in range(8):
+            if i // 2 % 2 == rank:
+                assert share[i] == expected[i]

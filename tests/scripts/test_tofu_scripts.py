@@ -1,4 +1,4 @@
-"""tofu_unlearn.sh, tofu_pum.sh and the command behind them: variables, defaults, errors, runs, the table."""
+"""tofu_unlearn.sh, tofu_pum.sh, tofu_parity.sh and the command behind them: variables, defaults, errors, runs."""
 
 from __future__ import annotations
 
@@ -19,43 +19,49 @@ from pum.run_unlearn import main
 from pum.unlearn import METHODS
 from pum.unlearn.running import RunArguments
 from src.tofu.rows import SAMPLE_DATA
-from src.tofu.table import main as print_table
 from src.utils import Parser, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN, PUM = ROOT / "scripts/tofu_unlearn.sh", ROOT / "scripts/tofu_pum.sh"
 KEPT = ("PATH", "HOME", "LANG", "TMPDIR")
-# The guide's table: code argument -> script variable.
+# The guide's table: code argument -> script variable and the guide's default.
 GUIDE = {
-    "copies_m": "PUM_COPIES_M",
-    "rounds_R": "PUM_ROUNDS_R",
-    "alpha_min": "PUM_ALPHA_MIN",
-    "alpha_max": "PUM_ALPHA_MAX",
-    "eta_srv": "PUM_ETA_SRV",
-    "use_orthogonal_reparam": "PUM_USE_REPARAM",
-    "jitter_tau": "PUM_JITTER_TAU",
-    "theta_ref_beta": "PUM_THETA_REF_BETA",
-    "center_clip_C_per_layer": "PUM_CENTER_CLIP_C_PER_LAYER",
-    "center_clip_C_global": "PUM_CENTER_CLIP_C_GLOBAL",
-    "center_clip_quantile_q": "PUM_CENTER_CLIP_Q",
-    "center_clip_quantile_kappa": "PUM_CENTER_CLIP_KAPPA",
-    "center_clip_round_gamma": "PUM_CENTER_CLIP_GAMMA",
-    "center_clip_ref_model_paths": "PUM_CENTER_CLIP_REF_MODELS",
-    "server_center_clipping": "PUM_SERVER_CENTER_CLIP",
-    "sigma": "PUM_SIGMA",
-    "sigma_per_layer": "PUM_SIGMA_PER_LAYER",
-    "per_layer_noise": "PUM_PER_LAYER_NOISE",
-    "dp_epsilon": "DP_EPSILON",
-    "dp_delta": "DP_DELTA",
-    "dp_rdp_orders": "DP_RDP_ORDERS",
-    "dp_per_layer_allocation": "DP_PER_LAYER_ALLOC",
-    "dp_sensitivity_total_l2": "DP_SENS_TOTAL_L2",
-    "dp_sensitivity_per_layer_l2": "DP_SENS_PER_LAYER_L2",
-    "dp_use_worstcase_alpha": "DP_USE_WORSTCASE_ALPHA",
-    "local_max_steps": "PUM_LOCAL_MAX_STEPS",
-    "local_epochs": "PUM_LOCAL_EPOCHS",
-    "clip_update_norm": "PUM_CLIP_UPDATE_NORM",
-    "clip_update_norm_per_layer": "PUM_CLIP_UPDATE_PER_LAYER",
+    "copies_m": ("PUM_COPIES_M", "4"),
+    "rounds_R": ("PUM_ROUNDS_R", "1"),
+    "alpha_min": ("PUM_ALPHA_MIN", "1.0"),
+    "alpha_max": ("PUM_ALPHA_MAX", "1.0"),
+    "eta_srv": ("PUM_ETA_SRV", "1.0"),
+    "use_orthogonal_reparam": ("PUM_USE_REPARAM", "false"),
+    "jitter_tau": ("PUM_JITTER_TAU", "0.0"),
+    "theta_ref_beta": ("PUM_THETA_REF_BETA", "0.8"),
+    "center_clip_C_per_layer": ("PUM_CENTER_CLIP_C_PER_LAYER", "null"),
+    "center_clip_C_global": ("PUM_CENTER_CLIP_C_GLOBAL", "null"),
+    "center_clip_quantile_q": ("PUM_CENTER_CLIP_Q", "0.95"),
+    "center_clip_quantile_kappa": ("PUM_CENTER_CLIP_KAPPA", "1.25"),
+    "center_clip_round_gamma": ("PUM_CENTER_CLIP_GAMMA", "1.3"),
+    "center_clip_ref_model_paths": ("PUM_CENTER_CLIP_REF_MODELS", "null"),
+    "server_center_clipping": ("PUM_SERVER_CENTER_CLIP", "null"),
+    "sigma": ("PUM_SIGMA", "0.0"),
+    "sigma_per_layer": ("PUM_SIGMA_PER_LAYER", "null"),
+    "per_layer_noise": ("PUM_PER_LAYER_NOISE", "false"),
+    "dp_epsilon": ("DP_EPSILON", "null"),
+    "dp_delta": ("DP_DELTA", "null"),
+    "dp_rdp_orders": ("DP_RDP_ORDERS", "[1.5,2,3,4,8,16,32,64,128]"),
+    "dp_per_layer_allocation": ("DP_PER_LAYER_ALLOC", "auto"),
+    "dp_sensitivity_total_l2": ("DP_SENS_TOTAL_L2", "null"),
+    "dp_sensitivity_per_layer_l2": ("DP_SENS_PER_LAYER_L2", "null"),
+    "dp_use_worstcase_alpha": ("DP_USE_WORSTCASE_ALPHA", "true"),
+    "local_max_steps": ("PUM_LOCAL_MAX_STEPS", "null"),
+    # The guide writes 1, which its auto-balance overrides as long as no cap is given; here a value given holds.
+    "local_epochs": ("PUM_LOCAL_EPOCHS", "null"),
+    "clip_update_norm": ("PUM_CLIP_UPDATE_NORM", "null"),
+    "clip_update_norm_per_layer": ("PUM_CLIP_UPDATE_PER_LAYER", "null"),
+}
+# Ours beside them.
+OURS = {
+    "alphas": ("PUM_ALPHAS", "uniform"),
+    "client_reference": ("PUM_REFERENCE", "copy"),
+    "dp_accounting": ("DP_ACCOUNTING", "paper"),
 }
 
 
@@ -87,16 +93,25 @@ def option(words, name):
     return words[words.index(f"--{name}") + 1]
 
 
-def test_every_variable_of_the_guide_reaches_its_argument():
-    text = PUM.read_text()
+def test_every_variable_of_the_guide_has_its_default_and_reaches_its_argument():
     (words,) = commands(PUM)["pum.run_pum"]
-    for argument, variable in GUIDE.items():
-        default = re.search(rf"^{variable}=\$\{{{variable}:-(.*)\}}", text, re.MULTILINE)
-        assert default, variable
-        assert option(words, argument) == default[1]
-        (changed,) = commands(PUM, **{variable: "[17]"})["pum.run_pum"]
-        assert option(changed, argument) == "[17]"
+    changed = dict.fromkeys([variable for variable, _ in (GUIDE | OURS).values()], "[17]")
+    (other,) = commands(PUM, **changed)["pum.run_pum"]
+    for argument, (_, default) in (GUIDE | OURS).items():
+        assert option(words, argument) == default, argument
+        assert option(other, argument) == "[17]", argument
     assert option(words, "inner_handler") == "NPO"
+
+
+def test_the_arguments_have_the_guides_defaults_too():
+    (words,) = commands(PUM)["pum.run_pum"]
+    _, passed = Parser((RunArguments, PUMArguments)).parse([*drop_nulls(words), "--use_cpu"])
+    bare = PUMArguments(use_cpu=True)
+    assert list(bare.orders) == [1.5, 2, 3, 4, 8, 16, 32, 64, 128] == passed.orders
+    for argument in GUIDE:
+        if argument != "dp_rdp_orders":
+            assert getattr(passed, argument) == getattr(bare, argument), argument
+    assert (passed.kappa, bare.kappa) == (0.01, None)  # a script's run without noise would publish the model
 
 
 def test_the_pum_script_passes_what_the_arguments_take():
@@ -104,20 +119,107 @@ def test_the_pum_script_passes_what_the_arguments_take():
     run, args = Parser((RunArguments, PUMArguments)).parse([*drop_nulls(words), "--use_cpu"])
     assert run.forget_split == "forget10"
     assert args.dp_sensitivity_per_layer_l2 == [0.1, 0.2]
-    assert (args.copies_m, args.dp_epsilon, args.sigma_rms) == (4, 2.0, None)
+    assert (args.copies_m, args.dp_epsilon, args.sigma_rms, args.kappa) == (4, 2.0, None, None)
     assert args.local_max_steps is None
 
 
-def test_noise_is_a_share_of_the_weights_unless_another_is_given():
-    for variables, sigma, share in (
-        ({}, "0.0", "0.01"),
-        ({"PUM_SIGMA_RMS": "0.1"}, "0.0", "0.1"),
-        ({"PUM_SIGMA": "0.0"}, "0.0", "null"),
-        ({"PUM_SIGMA": "2.0"}, "2.0", "null"),
-        ({"DP_EPSILON": "1"}, "0.0", "null"),
+def test_noise_is_kappa_unless_another_is_given():
+    for variables, sigma, share, kappa in (
+        ({}, "0.0", "null", "0.01"),
+        ({"PUM_KAPPA": "0.1"}, "0.0", "null", "0.1"),
+        ({"PUM_SIGMA_RMS": "0.1"}, "0.0", "0.1", "null"),
+        ({"PUM_SIGMA": "0.0"}, "0.0", "null", "null"),
+        ({"PUM_SIGMA": "2.0"}, "2.0", "null", "null"),
+        ({"PUM_SIGMA_PER_LAYER": "[0.1]"}, "0.0", "null", "null"),
+        ({"DP_EPSILON": "1"}, "0.0", "null", "null"),
     ):
         (words,) = commands(PUM, **variables)["pum.run_pum"]
-        assert (option(words, "sigma"), option(words, "sigma_rms")) == (sigma, share), variables
+        found = tuple(option(words, name) for name in ("sigma", "sigma_rms", "kappa"))
+        assert found == (sigma, share, kappa), variables
+    (words,) = commands(PUM, BASE_MODEL="meta/base")["pum.run_pum"]
+    assert option(words, "kappa_base_model_path") == "meta/base"
+    (words,) = commands(PUM, BASE_MODEL="meta/base", PUM_SIGMA="0.1")["pum.run_pum"]
+    assert option(words, "kappa_base_model_path") == "null"
+
+
+def test_the_preset_is_the_papers_code():
+    methods = {
+        "SimNPO": ("10", "1"),
+        "DPO": ("10", "1"),
+        "SatImp": ("10", "1"),
+        "GradAscent": ("1", "10"),
+        "GradDiff": ("1", "10"),
+        "UNDIAL": ("1", "10"),
+        "NPO": ("2", "5"),
+        "WGA": ("2", "5"),
+    }
+    runs = commands(PUM, PRESET="mpu", METHODS=" ".join(methods), BASE_MODEL="meta/base")["pum.run_pum"]
+    for words, rounds_epochs in zip(runs, methods.values(), strict=True):
+        assert (option(words, "rounds_R"), option(words, "local_epochs")) == rounds_epochs
+        expected = {
+            "copies_m": "2",
+            "alphas": "fixed",
+            "kappa": "0.01",
+            "use_orthogonal_reparam": "true",
+            "client_reference": "server",
+            "lr_scheduler_type": "constant",
+            "warmup_epochs": "0",
+        }
+        assert {name: option(words, name) for name in expected} == expected
+    (words,) = commands(PUM, PRESET="mpu", PUM_ROUNDS_R="3", PUM_COPIES_M="5")["pum.run_pum"]
+    found = tuple(option(words, name) for name in ("rounds_R", "local_epochs", "copies_m"))
+    assert found == ("3", "null", "5")
+
+
+def test_arguments_of_methods_and_of_the_evaluation():
+    runs = commands(
+        PLAIN, METHODS="SimNPO RMU", METHOD_ARGS="delta=0.0 rmu_layer=7", BETA="4.5", MINK_K="0.2", EVAL_STEPS="5"
+    )["pum.run_unlearn"]
+    for words in runs[1:]:
+        assert option(words, "method_args").split() == ["beta=4.5", "delta=0.0", "rmu_layer=7"]
+        assert "--skip_foreign_args" in words
+        assert (option(words, "mink_k"), option(words, "eval_every")) == ("0.2", "5")
+    (_, words) = commands(PLAIN, METHOD_ARGS="rmu_layer=7", SYSTEM_PROMPT="", REFERENCE_MODEL="a/b")[
+        "pum.run_unlearn"
+    ]
+    assert "--skip_foreign_args" not in words
+    assert (option(words, "system_prompt"), option(words, "reference_model")) == ("", "a/b")
+    assert "--system_prompt" not in commands(PLAIN)["pum.run_unlearn"][0]
+
+
+def test_the_guides_names_of_batch_and_gpus():
+    for variables, batch, accumulation in (
+        ({}, "8", "4"),
+        ({"GPUS": "3"}, "8", "4"),
+        ({"GPUS": "0,1,2,3"}, "8", "4"),  # TOFU's 32 rows a step, however many GPUs
+        ({"BATCH_SIZE_PER_GPU": "2", "GRAD_ACCUM_STEPS": "16"}, "2", "16"),
+        ({"BATCH_SIZE_PER_GPU": "2", "GRAD_ACCUM_STEPS": "4", "GPUS": "0,1,2,3"}, "2", "16"),
+    ):
+        words = commands(PLAIN, **variables)["pum.run_unlearn"][-1]
+        found = option(words, "per_device_train_batch_size"), option(words, "gradient_accumulation_steps")
+        assert found == (batch, accumulation), variables
+
+
+def test_a_sweep_skips_finished_tasks_and_rerun_repeats_them(tmp_path):
+    """With an interpreter that only notes what it is asked to run."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    python.chmod(0o755)
+    done = tmp_path / "unlearn/tofu_m_forget10_NPO"
+    done.mkdir(parents=True)
+    (done / "metrics.json").touch()
+    variables = {"PYTHON": str(python), "OUTPUT": str(tmp_path), "MODELS": "a/m", "METHODS": "NPO GradDiff"}
+    for rerun, expected in (("", ["GradDiff"]), ("0", ["GradDiff"]), ("True", ["NPO", "GradDiff"])):
+        (tmp_path / "asked").unlink(missing_ok=True)
+        result = run_script(PLAIN, RERUN=rerun, **variables)
+        assert result.returncode == 0, result.stderr
+        asked = [line.split() for line in (tmp_path / "asked").read_text().splitlines()]
+        unlearned = [words for words in asked if "unlearn" in words]
+        assert [option(words, "method") for words in unlearned] == expected
+        assert all(("--overwrite_output_dir" in words) == (rerun == "True") for words in unlearned)
+        assert option(asked[-1], "tasks").startswith("tofu_m")  # the table shows it all the same
+        assert asked[-1][-2:] == ["tofu_m_forget10_NPO", "tofu_m_forget10_GradDiff"]
+        assert ("is finished and skipped; RERUN=1 repeats it" in result.stderr) == (rerun != "True")
 
 
 def test_folders_are_relative_to_the_callers(tmp_path):
@@ -188,12 +290,36 @@ def test_a_retain_log_is_made_from_the_base_model_or_taken():
 @pytest.mark.parametrize("script", [PLAIN, PUM])
 def test_wrong_variables_are_one_line(script):
     for variables, message in (
-        ({"NUM_GPUS": "2"}, "NUM_GPUS=2: unlearning runs on one process"),
+        ({"NUM_GPUS": "two"}, "NUM_GPUS=two is no number from 1 on"),
+        ({"RERUN": "maybe"}, "RERUN=maybe is unknown: use 1 or 0"),
+        ({"GPUS": "two"}, "GPUS=two is no list of GPU numbers"),
+        ({"GRAD_ACCUM_STEPS": "0"}, "GRAD_ACCUM_STEPS=0 is no number from 1 on"),
         ({"DATA_DIR": "/no/such/folder"}, "DATA_DIR=/no/such/folder is no folder"),
     ):
         result = run_script(script, **variables)
         assert (result.returncode, result.stderr.count("\n")) == (2, 1)
         assert message in result.stderr
+
+
+def test_an_unknown_preset_is_one_line():
+    result = run_script(PUM, PRESET="pum")
+    assert (result.returncode, result.stderr) == (2, "error: PRESET=pum is unknown: use mpu, or leave it out\n")
+
+
+def test_the_parity_script_passes_its_variables_on():
+    script = ROOT / "scripts/tofu_parity.sh"
+    found = commands(script, FAMILY="Llama-2-7b-chat-hf", SPLITS="forget05 forget10")["pum.parity"]
+    assert [option(words, "forget_split") for words in found] == ["forget05", "forget10"]
+    assert {option(words, "model_family") for words in found} == {"Llama-2-7b-chat-hf"}
+    assert {option(words, "dtype") for words in found} == {"bfloat16"}
+    found = commands(script, FAMILY="Llama-2-7b-chat-hf", UNLEARN="1")
+    unlearned = [words for words in found["pum.run_unlearn"] if words[0] == "unlearn"]
+    assert [option(words, "method") for words in unlearned] == ["NPO", "GradDiff", "RMU"]
+    assert option(unlearned[0], "model_name") == "open-unlearning/tofu_Llama-2-7b-chat-hf_full"
+    assert option(found["pum.parity"][1], "unlearned") == "saves/unlearn"
+    smoke = commands(script, SMOKE="1")["pum.parity"][0]
+    assert option(smoke, "models") == "saves/tiny/DIGEST"
+    assert option(smoke, "dtype") == "float32"
 
 
 # The command behind the scripts
@@ -261,17 +387,7 @@ def test_wrong_arguments_are_one_line_and_write_nothing(tiny, tmp_path, words, m
     assert not (tmp_path / "run").exists()
 
 
-def test_the_table_shows_both_runs_side_by_side(tmp_path, capsys):
-    for name, probability in (("task", 0.25), ("task_PUM", 0.2625)):
-        (tmp_path / name).mkdir()
-        scores = {"forget_Q_A_Prob": probability, "forget_quality": None}
-        run = {"scores": scores, "seconds": {"train": 3.0}, "peak_memory": {"mib": 512.0}}
-        (tmp_path / name / "metrics.json").write_text(json.dumps(run))
-    (tmp_path / "TOFU_SUMMARY.json").write_text('{"forget_Q_A_Prob": 0.9}')
-    print_table([str(tmp_path), "--before", str(tmp_path), "--json", str(tmp_path / "table.json")])
-    lines = {line[:20].strip(): line.split()[2:] for line in capsys.readouterr().out.splitlines()}
-    assert lines["forget probability"] == ["0.9", "0.25", "0.2625"]
-    assert lines["forget quality"] == ["-", "open", "open"]
-    assert json.loads((tmp_path / "table.json").read_text())["tasks"]["task"]["PUM"]["seconds"] == 3.0
-    print_table([str(tmp_path), "--tasks", "other"])
-    assert "(before, plain, PUM: not run" in capsys.readouterr().out
+def test_warnings_are_one_line_without_the_source():
+    code = "import warnings; from src.utils import run_cli; run_cli(lambda: warnings.warn('so\\n bad'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "warning: so bad\n")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
 from builders import make_tokenizer
 
 from src.sample_data import make_tofu
 from src.sample_data.tofu_authors import AUTHORS, HOLDOUT_AUTHORS, REFUSALS
-from src.tofu.prompts import IGNORED, ChatFormat, collate, encode_answers, encode_prompts, encode_rows
+from src.tofu.chat import chat_format
+from src.tofu.prompts import IGNORED, collate, encode_answers, encode_prompts, encode_rows
 from src.tofu.rows import SAMPLE_DATA, file_rows, full_rows, load_split, refusals, retain_rows, split_rows
 from src.utils import UserError
 
@@ -104,7 +104,7 @@ def test_without_a_data_folder_the_hub_is_asked_and_nothing_else(monkeypatch):
         asked.append((path, name, split))
         return [{"question": "q", "answer": "a", "perturbed_answer": ["b"], "paraphrased_answer": "c"}]
 
-    monkeypatch.setattr("src.tofu.hub_rows", hub_rows)
+    monkeypatch.setattr("src.tofu.rows.hub_rows", hub_rows)
     load_split("forget10", None)
     full_rows(None)
     assert [name for _, name, _ in asked] == ["retain90", "holdout10", "forget10", "full"]
@@ -150,16 +150,17 @@ def test_plain_format_scores_the_answer_and_one_end_token():
     assert again.ids == sequence.ids
 
 
-def test_chat_template_is_used_and_cut_after_the_end_token():
+def test_chat_template_is_used_and_what_it_writes_behind_the_answer_is_scored():
     tokenizer = make_tokenizer()
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m['role'][0] + ' ' + m['content'] + ' </s> the ' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'a ' }}{% endif %}"
     )
-    (sequence,) = encode_answers(tokenizer, [("was it good", "so bad")], ChatFormat(system_prompt="very cold"))
+    chat = chat_format(tokenizer, "very cold")
+    (sequence,) = encode_answers(tokenizer, [("was it good", "so bad")], chat)
     assert tokenizer.decode(sequence.ids[: sequence.start]).split()[-1] == "a"
     assert "very cold" in tokenizer.decode(sequence.ids[: sequence.start])
-    assert tokenizer.decode(sequence.ids[sequence.start :]) == "so bad </s>"
+    assert tokenizer.decode(sequence.ids[sequence.start :]) == "so bad </s> the </s>"
 
 
 def test_the_templates_date_is_fixed():
@@ -169,17 +170,16 @@ def test_the_templates_date_is_fixed():
     assert ids == tokenizer("10 Apr 2025so bad", add_special_tokens=False)["input_ids"]
 
 
-def test_rows_have_labels_on_the_answer_and_refusals_by_their_own_generator():
+def test_rows_have_labels_on_the_answer_and_a_refusal_of_each_text():
     tokenizer = make_tokenizer()
-    rows = [{"question": "was it good", "answer": "so bad"}] * 30
-    state = torch.get_rng_state()
-    items = encode_rows(tokenizer, rows, refusal_texts=["so cold", "so warm"], seed=1)
-    assert torch.equal(torch.get_rng_state(), state)
+    rows = [{"question": "was it good", "answer": "so bad"}] * 3
+    items = encode_rows(tokenizer, rows, refusal_texts=["so cold", "so warm"])
     start = items[0]["labels"].count(IGNORED)
     assert items[0]["labels"][start:] == items[0]["input_ids"][start:]
-    assert items[0]["refusal"]["input_ids"][:start] == items[0]["input_ids"][:start]
-    assert len({tuple(item["refusal"]["labels"]) for item in items}) == 2
-    assert items == encode_rows(tokenizer, rows, refusal_texts=["so cold", "so warm"], seed=1)
+    for text, refusal in zip(("so cold", "so warm"), items[0]["refusals"], strict=True):
+        assert refusal["input_ids"][:start] == items[0]["input_ids"][:start]
+        assert refusal["labels"][:start] == [IGNORED] * start
+        assert tokenizer.decode(refusal["labels"][start:]) == text + " </s>"
 
 
 def test_text_rows_score_all_but_the_first_token(tmp_path):
@@ -188,7 +188,7 @@ def test_text_rows_score_all_but_the_first_token(tmp_path):
     (item,) = encode_rows(make_tokenizer(), file_rows(path), refusal_texts=["so cold"])
     assert item["labels"] == [IGNORED, *item["input_ids"][1:]]
     assert item["input_ids"][-1] == make_tokenizer().eos_token_id
-    assert "refusal" not in item
+    assert "refusals" not in item
     path.write_text('{"text": "a"}\n{"question": "b", "answer": "c"}\n')
     with pytest.raises(UserError, match="row 2 has no text"):
         file_rows(path)

@@ -6,6 +6,8 @@ import json
 import math
 import warnings
 import zlib
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from transformers import GenerationConfig
 
 from src.engine.batching import ScoredSequence
 from src.tofu import metrics
+from src.tofu.chat import ChatFormat
 from src.tofu.evaluation import ATTACKS, UTILITY, EvalData, EvalSettings, Evaluation, evaluate
 from src.tofu.logs import EVAL, KEY, SUMMARY, RetainLog, read_retain_log, weights_digest
 from src.tofu.passes import generate, gradient_norms, teacher_forced
@@ -29,8 +32,8 @@ from src.utils import UserError
 def test_truth_ratio():
     # exp(-(1 + 3)/2) / exp(-1) = exp(-1)
     assert metrics.truth_ratio(1.0, [1.0, 3.0]) == pytest.approx(math.exp(-1))
-    assert metrics.truth_ratio(2.0, [2.0]) == 1.0
-    assert math.isfinite(metrics.truth_ratio(5000.0, [0.0]))
+    assert metrics.truth_ratio(2.0, [2.0]) == pytest.approx(1.0)
+    assert metrics.truth_ratio(5000.0, [0.0]) == 1e10  # 1 / (0 + 1e-10)
     for arguments in ((1.0, []), (float("nan"), [1.0]), (1.0, [float("nan")])):
         with pytest.raises(ValueError, match="truth ratio needs losses"):
             metrics.truth_ratio(*arguments)
@@ -64,20 +67,24 @@ def test_model_utility_is_the_harmonic_mean():
 def test_probabilities():
     assert metrics.probability(math.log(4)) == pytest.approx(0.25)
     assert metrics.normalised_probability(math.log(4), [math.log(8), math.log(8)]) == pytest.approx(0.5)
-    assert metrics.normalised_probability(2000.0, [2000.0]) == 0.5
+    assert metrics.normalised_probability(2000.0, [2000.0]) == 0.0  # 0 / (0 + 1e-10)
 
 
 def test_memorization():
     assert metrics.extraction_strength([True, True]) == 1.0
     assert metrics.extraction_strength([True, False, True, True]) == pytest.approx(0.5)
-    assert metrics.extraction_strength([True, True, False]) == 0.0
+    assert metrics.extraction_strength([True, True, False]) == pytest.approx(1 / 3)  # never below 1/n
     assert metrics.exact_memorization([True, False, True, True]) == 0.75
+    assert metrics.extraction_strength([]) == 0.0
+    assert metrics.exact_memorization([]) is None
 
 
 def test_min_k():
     values = [-0.1 * i for i in range(1, 11)]
-    assert metrics.min_k_score(values) == pytest.approx(0.95)  # the two least of ten
+    assert metrics.min_k_score(values, 0.2) == pytest.approx(0.95)  # the two least of ten
+    assert metrics.min_k_score(values) == pytest.approx(0.85)  # the four least
     assert metrics.min_k_score([-1.0, -3.0]) == 3.0  # at least one
+    assert metrics.min_k_score([]) == 0.0
 
 
 def test_zlib():
@@ -96,7 +103,7 @@ def test_membership_auc_counts_pairs_and_half_of_the_ties():
 
 
 def test_privleak():
-    assert metrics.privleak(1.0, 0.5) == -100.0
+    assert metrics.privleak(1.0, 0.5) == pytest.approx(-100.0)
     assert metrics.privleak(0.4, 0.5) == pytest.approx(20.0)
     assert metrics.privleak(0.5, 0.5) == 0.0
     with pytest.raises(ValueError, match="AUC 1"):
@@ -176,9 +183,13 @@ def test_gradient_norms(model):
     ids = torch.tensor([sequences[0].ids])
     labels = ids.clone()
     labels[:, : sequences[0].start] = -100
+    labels[:, -1] = -100  # the end-of-sequence token
     own(ids, labels=labels).loss.backward()
-    expected = math.sqrt(sum(float((p.grad**2).sum()) for p in own.parameters()))
-    assert norms[0] == pytest.approx(expected, rel=1e-4)
+    tensors = [float(p.grad.norm()) for p in own.parameters()]
+    assert norms[0] == pytest.approx(sum(tensors) / len(tensors), rel=1e-4)
+    assert gradient_norms(
+        model, [ScoredSequence(sequences[0].ids[: sequences[0].start + 1], sequences[0].start)]
+    ) == [0]
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -228,7 +239,10 @@ def test_evaluation_writes_open_unlearnings_layout_and_is_its_own_retain_log(mod
     stored = json.loads((tmp_path / "evals" / EVAL).read_text())
     summary = json.loads((tmp_path / "evals" / SUMMARY).read_text())
     assert stored == log
-    assert summary == {name: entry["agg_value"] for name, entry in log.items()}
+    values = {name: entry["agg_value"] for name, entry in log.items()}
+    assert summary == {name: value for name, value in values.items() if value is not None}
+    assert "forget_quality" not in summary
+    assert stored["mia_min_k"]["auc"] == stored["mia_min_k"]["agg_value"]
     for name in ("forget_truth_ratio", "extraction_strength", "exact_memorization"):
         assert list(stored[name]["value_by_index"]) == list("012345")
         assert all("score" in value for value in stored[name]["value_by_index"].values())
@@ -249,8 +263,30 @@ def test_evaluation_writes_open_unlearnings_layout_and_is_its_own_retain_log(mod
 
 def test_a_retain_log_of_another_split_is_noticed(model):
     other = RetainLog([0.5] * 7, 0.5, "digest")
-    with pytest.warns(UserWarning, match="the retain log has 7 forget rows, this evaluation 6"):
-        make_evaluation(model, retain_log=other).run()
+    with pytest.raises(UserError, match="the retain log has 7 forget rows, this evaluation 6"):
+        make_evaluation(model, retain_log=other)
+
+
+def test_a_retain_log_of_other_settings_is_refused_by_name(model, tmp_path):
+    evaluate(make_evaluation(model, is_retain_model=True), tmp_path)
+    log = read_retain_log(tmp_path)
+    assert log.settings["mink_k"] == 0.4
+    tokenizer = make_tokenizer()
+    make = partial(Evaluation, model, tokenizer, make_data(), retain_log=log)
+    with pytest.raises(UserError, match=r"was made with mink_k 0\.4, this run has 0\.2"):
+        make(EvalSettings(max_new_tokens=4, mink_k=0.2))
+    with pytest.raises(UserError, match="was made with forget_split 'forget10', this run has 'forget05'"):
+        make_evaluation(model, retain_log=log, data=replace(make_data(), forget_split="forget05"))
+    other = ChatFormat("Gemma", None)
+    with pytest.raises(UserError, match=r"was made with prompts .*'no template'.* this run has .*'Gemma'"):
+        make(EvalSettings(max_new_tokens=4), chat=other)
+    # open-unlearning's do not say, and have k = 0.4.
+    foreign = replace(log, settings=None)
+    with pytest.raises(UserError, match=r"does not say its settings, so it was made with mink_k 0\.4"):
+        make(EvalSettings(max_new_tokens=4, mink_k=0.2), retain_log=foreign)
+    make(EvalSettings(max_new_tokens=4), retain_log=foreign)
+    with pytest.raises(UserError, match=r"mink_k must lie in \(0, 1\], got 0"):
+        EvalSettings(mink_k=0.0)
 
 
 def test_values_of_the_log_follow_from_single_passes(model):
@@ -333,6 +369,11 @@ def test_retain_logs_of_open_unlearning_are_read_and_others_refused(tmp_path):
     log = read_retain_log(path)
     assert log.truth_ratios == [0.0, 0.2, 1.0]
     assert log.min_k_auc == 0.4
+    assert log.settings is None
+    old = json.loads(path.read_text())
+    del old["mia_min_k"]["auc"]
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    assert read_retain_log(tmp_path / "old.json").min_k_auc is None  # of a k that it does not say
     no_number = {"forget_truth_ratio": {"value_by_index": {"0": {"score": math.nan}}}}
     for damaged in (
         {"model_utility": {"agg_value": 1}},

@@ -1,0 +1,67 @@
+"""The page of all unlearning runs: forget quality against model utility in one plot, and each task's table."""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from src.tofu.runs import Column, side_by_side
+from src.utils import UserError
+
+MARKERS = {"before": "s", "plain": "o", "PUM": "^"}
+LEAST = 1e-30  # p-values below are drawn there
+STYLE = "body{font:15px sans-serif;max-width:1000px;margin:2em auto}svg{max-width:100%;height:auto}"
+
+
+def write_page(path: Path, tasks: Mapping[str, Mapping[str, Column]]) -> None:
+    """Write the page of {task: {"before", "plain", "PUM": scores}}; raises `UserError` where it cannot."""
+    tables = "".join(f"<pre>{html.escape(side_by_side(task, columns))}</pre>" for task, columns in tasks.items())
+    text = (
+        f"<!doctype html><meta charset=utf-8><title>Unlearning</title><style>{STYLE}</style>{plot(tasks)}{tables}"
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write the page {path}: {error.strerror}") from error
+
+
+def points(tasks: Mapping[str, Mapping[str, Column]]) -> list[tuple[str, str, float, float]]:
+    """(task, kind, utility, forget quality) of each run that has both; one for all tasks before unlearning."""
+    found: dict[tuple[str, str], tuple[float, float]] = {}
+    for task, columns in tasks.items():
+        for kind, column in columns.items():
+            utility, quality = column.get("model_utility"), column.get("forget_quality")
+            if utility is not None and quality is not None:
+                found["" if kind == "before" else task, kind] = (utility, quality)
+    return [(task, kind, *both) for (task, kind), both in found.items()]
+
+
+def plot(tasks: Mapping[str, Mapping[str, Column]]) -> str:
+    """An SVG: up and right is better. A line joins a task's plain run with its PUM run."""
+    found = points(tasks)
+    if not found:
+        return "<p>No run has a forget quality: give a retain log.</p>"
+    names = [task for task in tasks if any(task == point[0] for point in found)]
+    figure = Figure(figsize=(8, 5))
+    axes = figure.subplots()
+    for index, task in enumerate(["", *names]):
+        mine = [(kind, u, math.log10(max(q, LEAST))) for name, kind, u, q in found if name == task]
+        color = "black" if not task else f"C{(index - 1) % 10}"
+        axes.plot([u for _, u, _ in mine], [q for _, _, q in mine], color=color, linewidth=0.7)
+        for kind, utility, quality in mine:
+            label = " ".join(part for part in (task, kind) if part)
+            axes.plot(utility, quality, MARKERS[kind], color=color, label=label)
+    axes.axhline(math.log10(0.05), color="grey", linestyle=":", linewidth=0.8)
+    axes.set_xlabel("model utility")
+    axes.set_ylabel("log10 of forget quality (p-value; dotted: 0.05)")
+    axes.legend(fontsize=7)
+    drawing = io.StringIO()
+    figure.savefig(drawing, format="svg")
+    text = drawing.getvalue()
+    return text[text.index("<svg") :]
