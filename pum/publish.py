@@ -24,7 +24,7 @@ from pum.folders import OFFER_FORMAT, WEIGHTS, copy_name, read_offer, round_name
 from pum.privacy import summary
 from pum.private import begun, round_files
 from pum.publication import Publication, privacy_report
-from pum.server import PUBLISHED, Server, arguments
+from pum.server import PUBLISHED, Server, arguments, offer_place
 from pum.tensors import Kind, write_tensors
 from pum.unlearn.arguments import UnlearnArguments
 from src.models import load_model
@@ -101,7 +101,7 @@ def _check_same_beginning(server: Server, places: Places, settings: dict[str, An
             f"round 1 of {server.folder.path} is merged: published again with the same key, noise would cancel."
             " A later round takes --private alone, a new run another --private"
         )
-    asked = [settings, places.model_name, places.dtype, str(Path(str(places.offer)).absolute())]
+    asked = [settings, places.model_name, places.dtype, offer_place(Path(str(places.offer)), server.folder.path)]
     if asked != [first["settings"], first["model_name"], first["dtype"], first["offer"]]:
         raise UserError(f"{server.folder.path} began with other settings; choose another --private")
 

@@ -37,6 +37,11 @@ CLEANED = ("config.json", "generation_config.json", "tokenizer_config.json")
 PUBLISHED, MERGED, OUTPUT = "published", "merged", "output"  # what a line after the first says
 
 
+def offer_place(offer: Path, private: Path) -> str:
+    """The folder of the offers as seen from the server's own, so that both may be moved together."""
+    return os.path.relpath(offer.absolute(), private.absolute())
+
+
 class Server:
     """An open server folder.
 
@@ -96,7 +101,7 @@ class Server:
             "model_name": model_name,
             "settings": dict(settings),
             "plan": _plan_record(plan),
-            "offer": str(offer.absolute()),
+            "offer": offer_place(offer, path),
             "dtype": str(model.dtype).removeprefix("torch."),
         }
 
@@ -118,7 +123,7 @@ class Server:
     @property
     def offer(self) -> Path:
         """The folder of the round's offer."""
-        return Path(self.folder.records[0]["offer"]) / round_name(self.index)
+        return self.folder.path / self.folder.records[0]["offer"] / round_name(self.index)
 
     @property
     def offer_id(self) -> str:

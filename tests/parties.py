@@ -115,7 +115,7 @@ def sign(reply: Path, **changes: object) -> None:
     path = reply / "manifest.json"
     content = {**json.loads(path.read_text()), **changes}
     content.pop("sha256", None)
-    for entry in content["copies"]:
+    for entry in (entry for entry in content["copies"] if isinstance(entry, dict)):
         file = reply / f"copy{entry['copy']}.safetensors"
         if file.exists():
             entry["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()

@@ -48,6 +48,7 @@ def another(ready: p.Parties, root: Path) -> p.Parties:
 
 def refused(capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], None], words: list[str]) -> str:
     """The one line with which a command ends."""
+    capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         run_cli(lambda: main(words))
     lines = capsys.readouterr().err.strip().splitlines()
