@@ -180,12 +180,17 @@ def test_an_upload_holds_nothing_private(tmp_path, monkeypatch):
 
 
 def test_parameters_are_written_in_one_place_only():
-    """Apart from drawing noise, loading a model, the dtype of new adapters, the small problem's pretraining."""
+    """Apart from drawing noise, reading weights, the dtype of new adapters, and what trains or rounds other models.
+
+    That is the small problem's pretraining, the attacks on an unlearned model, and the mean of gradients that
+    processes of an unlearning run share.
+    """
     operation = r"\.(add|mul|sub|div|copy|fill|zero|lerp|addcmul|addcdiv|neg|normal|uniform)_\("
     writes = re.compile(rf"{operation}|(?<!self)\.data = |load_state_dict\(|optimizer\.step\(")
     files = [path for folder in ("src", "paczo", "baselines") for path in (ROOT / folder).rglob("*.py")]
     found = {path.name for path in files if writes.search(path.read_text(encoding="utf-8"))}
-    assert found == {"directions.py", "noise.py", "models.py", "lora.py", "learning_task.py"}
+    weights = {"directions.py", "noise.py", "models.py", "lora.py", "checkpoints.py"}
+    assert found == {*weights, "learning_task.py", "relearn.py", "quantize.py", "processes.py"}
 
 
 @pytest.mark.parametrize(
