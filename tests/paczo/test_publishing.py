@@ -180,7 +180,7 @@ def test_an_upload_holds_nothing_private(tmp_path, monkeypatch):
 
 
 def test_parameters_are_written_in_one_place_only():
-    """Apart from drawing noise, reading weights, the dtype of new adapters, and what trains or rounds other models.
+    """Apart from noise, reading weights, the dtype of new adapters, and what trains or rounds other models.
 
     That is the small problem's pretraining, the attacks on an unlearned model, and the mean of gradients that
     processes of an unlearning run share.
