@@ -12,6 +12,7 @@ from builders import make_model
 from src import transcript
 from src.lora import LoraSettings, add_lora
 from src.record.chain import RecordError, RecordWriter, read_records
+from src.record.steps import FORMAT
 from src.utils import UserError
 from src.zo.directions import ParameterSpace, StepRecord
 
@@ -126,7 +127,7 @@ def test_what_is_not_a_number_is_not_recorded(tmp_path):
 
 def test_steps_must_count_up(tmp_path):
     path = tmp_path / "records.jsonl"
-    writer = RecordWriter(path, {"format": transcript.FORMAT})
+    writer = RecordWriter(path, {"format": FORMAT})
     writer.append({"step": 1, "seeds": [1], "coefficients": [1.0], "learning_rate": 0.1})
     with pytest.raises(RecordError, match="step 1 where step 0 belongs"):
         transcript.read(path)
