@@ -1,6 +1,6 @@
 """Commands that are killed at any step on the disk, or at any time, and given again: the same bits come out.
 
-PUM_KILLS=30 kills that many at random times; the suite takes fewer. Every step on the disk is tried in any case.
+PUM_KILLS=30 kills that many at random times, and before every step on the disk; the suite takes fewer of both.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import parties as p
 import pytest
 from party_lives import Lives
 
-KILLS = int(os.environ.get("PUM_KILLS", "6"))
+KILLS = int(os.environ.get("PUM_KILLS", "2"))
 ROUNDS = 2
+STRIDE = 1 if KILLS >= 30 else 12  # of the steps on the disk that a command is killed before
 
 
 class Stages(NamedTuple):
@@ -75,9 +76,9 @@ def test_killed_before_any_step_on_the_disk(index: int, stages: Stages, lives: L
         if ended == "killed":
             assert lives.run(command, words) == "0", crash
         assert p.digests(stages.work) == stages.digests[index + 1], (crash, ended)
-        crash += 1
-    assert crash > 5
-    print(f"{command}: killed before each of {crash - 1} steps")
+        crash += STRIDE
+    assert crash > 1
+    print(f"{command}: killed before steps up to {crash}")
 
 
 def test_killed_at_a_random_time(stages: Stages, lives: Lives) -> None:
@@ -117,5 +118,5 @@ def test_one_process_goes_on_at_its_copy(lives: Lives, tmp_path: Path) -> None:
         assert {path: found[path] for path in same} == {path: whole[path] for path in same}
         assert found.keys() == whole.keys()
         shutil.rmtree(tmp_path / name)
-        crash += 2 if KILLS >= 30 else 12
-    assert resumed > 1
+        crash += 2 if KILLS >= 30 else 24
+    assert resumed > 0
