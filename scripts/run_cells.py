@@ -94,16 +94,15 @@ def plan(script: Path) -> Job:
         raise ValueError(result.stderr.strip().removeprefix("error: "))
     words = shlex.split(result.stdout)
     first = next(index for index, word in enumerate(words) if word.startswith("--"))
-    module, options = words[first - 1], words[first:]
+    options = words[first:]
     run_dir = ROOT / options[options.index("--output_dir") + 1]
     digest = configuration_digest(options, os.environ.get("DATA_DIR") or None)
     if finished_digest(run_dir) == digest:
         return Job(script, run_dir, "finished")
     if (run_dir / "metrics.json").exists():
         return Job(script, run_dir, "other")
-    is_dp = module.startswith("baselines.")
     begun = any((run_dir / name).exists() for name in ("transcript.jsonl", "private/ledger.jsonl"))
-    interrupted = begun and not (run_dir / "SMOKE").exists() and not is_dp
+    interrupted = begun and not (run_dir / "SMOKE").exists()
     return Job(script, run_dir, "interrupted" if interrupted else "new")
 
 

@@ -33,6 +33,8 @@ WITHOUT_TORCH = (
     "pum.calibration",
     "pum.gaussian",
     "baselines.accounting",
+    "baselines.discrete",
+    "baselines.mechanism",
 )
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from builders import make_model, make_tokenizer
 
+from baselines import dp_zo
 from baselines.accounting import noise_multiplier
 from baselines.discrete import RandomBits, discrete_gaussian, discrete_laplace
 from baselines.dp_zo import DPArguments, DPZOTrainer
@@ -263,3 +264,14 @@ def test_the_check_of_derivatives_looks_at_the_dev_set(tmp_path):
     assert run.checked_objective() is run.eval_dataset is None
     run.train()
     assert run.derivative_check is None
+
+
+def test_the_first_process_draws_for_all(tmp_path, monkeypatch):
+    """Another process of a resumed run has a key of its own, which nothing may be drawn from."""
+    run = trainer(tmp_path, dp_sample_rate=0.5)
+    run.create_optimizer()
+    chosen = np.array([1, 4, 11])
+    monkeypatch.setattr(dp_zo, "on_first", lambda work: chosen)
+    derivatives, _ = run._derivatives(0, (3,))
+    expected, _ = run.source((3,), torch.from_numpy(chosen))
+    np.testing.assert_array_equal(derivatives, expected)

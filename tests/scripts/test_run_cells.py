@@ -83,7 +83,7 @@ def test_states_are_listed_and_interrupted_runs_are_resumed(project, monkeypatch
         (project / "result/runs" / name).mkdir(parents=True)
         (project / "result/runs" / name / "transcript.jsonl").write_text("")
     assert run(monkeypatch, "*", "--list") == 0
-    assert capsys.readouterr().out.split("\n")[:3] == ["one: interrupted", "two: other", "three: new"]
+    assert capsys.readouterr().out.split("\n")[:3] == ["one: interrupted", "two: other", "three: interrupted"]
     run(monkeypatch, "one")
     assert "resume=1" in (project / "result/logs/one.log").read_text()
     monkeypatch.setenv("OVERWRITE", "1")
@@ -98,12 +98,11 @@ def test_a_run_that_died_before_its_transcript_is_interrupted(project, monkeypat
     assert capsys.readouterr().out == "one: interrupted\n"
 
 
-def test_a_baseline_is_begun_anew(project, monkeypatch, capsys):
-    """It cannot be resumed, on however many GPUs."""
+def test_a_baseline_is_resumed_too(project, monkeypatch, capsys):
     (project / "result/runs/three").mkdir(parents=True)
     (project / "result/runs/three/transcript.jsonl").write_text("")
     assert run(monkeypatch, "three", "--list") == 0
-    assert capsys.readouterr().out == "three: new\n"
+    assert capsys.readouterr().out == "three: interrupted\n"
 
 
 def test_no_cell_is_started_after_the_user_stopped_the_sweep(project, monkeypatch):
