@@ -26,7 +26,7 @@ from transformers.integrations.sdpa_attention import repeat_kv
 
 from src.engine.attention import NAME as PREFIX_SDPA
 from src.engine.attention import attention_by, behind_prefix, prefix_of
-from src.engine.segments import Spans, spans_of
+from src.engine.segments import Spans, spans_of, wide
 
 NAME = "packed_sdpa"
 # Configuration entries by which a layer may look at less than the whole sequence.
@@ -77,7 +77,8 @@ def _packed_attention(
     """Causal attention inside each sequence: query (1, H, T, d), key and value (1, H_kv, T, d) to (1, T, H, d).
 
     One split and one concatenation, so that going backward neither fills nor adds whole rows for each group. Each
-    sequence sees all of the module's prefix, where there is one.
+    sequence sees all of the module's prefix, where there is one. In half precision the products are taken in float32:
+    the half-precision kernel's way back through short sequences is several times slower.
     """
     layout = _layout.get()
     if layout is None or attention_mask is not None or any(kwargs.get(name) is not None for name in FOREIGN):
@@ -85,18 +86,20 @@ def _packed_attention(
     layout.calls += 1
     copies = query.shape[1] // key.shape[1]
     sizes = [count * length for _, count, length in layout.spans]
+    dtype, (query, key, value) = query.dtype, (wide(tensor) for tensor in (query, key, value))
     split = (tensor[0].split(sizes, dim=1) for tensor in (query, repeat_kv(key, copies), repeat_kv(value, copies)))
     prefix, counts = prefix_of(module), [count for _, count, _ in layout.spans]
     fronts: Any = itertools.repeat(())
     if prefix is not None:
-        fronts = zip(*(repeat_kv(entries, copies).split(counts) for entries in prefix(sum(counts))), strict=True)
+        entries = (repeat_kv(wide(side), copies) for side in prefix(sum(counts)))
+        fronts = zip(*(side.split(counts) for side in entries), strict=True)
     parts = []
     for (_, count, length), front, *heads in zip(layout.spans, fronts, *split, strict=False):
         q, k, v = (head.unflatten(1, (count, length)).transpose(0, 1) for head in heads)
         q, k, v = behind_prefix(q, k, v, *front) if front else (q, k, v)
         mixed = functional.scaled_dot_product_attention(q, k, v, scale=scaling, is_causal=q.shape[2] > 1)
         parts.append(mixed[:, :, -length:].transpose(1, 2).flatten(0, 1))
-    return torch.cat(parts)[None], None
+    return torch.cat(parts).to(dtype)[None], None
 
 
 AttentionInterface.register(NAME, _packed_attention)
