@@ -77,8 +77,8 @@ def _packed_attention(
     """Causal attention inside each sequence: query (1, H, T, d), key and value (1, H_kv, T, d) to (1, T, H, d).
 
     One split and one concatenation, so that going backward neither fills nor adds whole rows for each group. Each
-    sequence sees all of the module's prefix, where there is one. In half precision the products are taken in float32:
-    the half-precision kernel's way back through short sequences is several times slower.
+    sequence sees all of the prefix, where there is one. In half precision the products are taken in float32: there
+    the kernel needs several times as long to go back through short sequences.
     """
     layout = _layout.get()
     if layout is None or attention_mask is not None or any(kwargs.get(name) is not None for name in FOREIGN):
