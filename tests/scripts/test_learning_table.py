@@ -16,7 +16,7 @@ def test_every_row_evaluates_as_many_samples():
     assert methods()[0].evaluations == 2 * 1000 * 100
     assert TUNING_SEED not in SEEDS
     names = [method.name for method in methods()]
-    assert len(set(names)) == len(names) == 11
+    assert len(set(names)) == len(names) == 14
     assert all(len(set(method.rates)) == len(method.rates) >= 3 for method in methods())
 
 
