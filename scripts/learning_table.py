@@ -128,7 +128,7 @@ def kept(folder: Path, method: Method | None, rate: float, seed: int) -> tuple[f
     """`accuracy` and the seconds it took, from the file of an earlier run where there is one."""
     path = folder / f"{'before' if method is None else method.name} {rate:g} seed {seed}.json"
     try:
-        return tuple(json.loads(path.read_text("utf-8")))  # type: ignore[return-value]
+        return tuple(json.loads(path.read_text("utf-8")))
     except FileNotFoundError:
         begin = time.process_time()
         found = accuracy(method, rate, seed), time.process_time() - begin
