@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Rows of runs that take hours; each start goes on where the last one stopped:
+#   DATA_DIR=... bash scripts/evidence.sh sst2 --hours 12    SmolLM2-135M on SST-2, method by method
+source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
+case "${1:-}" in
+    sst2) module=scripts.evidence_$1 ;;
+    *) fail "name a table: sst2" ;;
+esac
+shift
+run_module "$module" "$@"

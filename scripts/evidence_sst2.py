@@ -1,0 +1,153 @@
+"""SST-2 with SmolLM2-135M, method by method, at equal numbers of forward passes.
+
+`DATA_DIR=... bash scripts/evidence.sh sst2 --hours 2`. Adapters on the last ten of thirty layers, bfloat16 weights
+under float32 adapters, N = 1000 training and 500 dev sentences, tested on the 872 of the validation set. What a
+step costs is read from the published record of `scripts/bench.sh directions`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from paczo.bounds import epsilon_for_success, posterior_success
+from scripts.evidence import DP, PACZERO, ROOT, Evidence, Row
+from src.utils import Parser, UserError, run_cli
+
+PUBLISHED = ROOT / "result" / "published"
+COSTS = PUBLISHED / "directions-smollm2-135m-lora-last10-bfloat16-n1000-cpu.json"
+BUDGET = 60.0  # bare forward passes over the N = 1000 sentences
+NUM_TRAIN, NUM_DEV, EVALUATIONS = 1000, 500, 12
+MANY, BEST = 64, 256
+SAMPLE_RATE = 0.064
+EXACT = ("--dtype", "bfloat16", "--zo_derivative", "exact")
+SHARED = (
+    *("--task_name", "SST2", "--model_name", "smollm2-135m", "--train_as_classification"),
+    *("--lora", "--lora_r", "8", "--lora_alpha", "16", "--lora_layers", "last:10", "--num_eval", "872"),
+    *("--report_to", "none", "--disable_tqdm", "True"),
+)
+
+
+@dataclass
+class EvidenceArguments:
+    """How long, and where to."""
+
+    hours: float = field(default=12.0, metadata={"help": "Begin no run that would end later than that."})
+    workers: int = field(default=os.cpu_count() or 1, metadata={"help": "Runs at a time, one thread each."})
+    output_dir: str = field(default=str(PUBLISHED), metadata={"help": "Where the JSON goes."})
+    work_dir: str = field(default="result/evidence/sst2", metadata={"help": "Of runs that are not finished."})
+
+    def __post_init__(self) -> None:
+        if not self.hours > 0 or self.workers < 1:
+            raise UserError("--hours must be positive and --workers at least 1")
+
+
+def costs() -> dict[str, float]:
+    """Bare passes of a step over N = 1000, by "exact K" and "central"."""
+    if not COSTS.exists():
+        raise UserError(f"{COSTS.name} is missing: bash scripts/bench.sh directions writes it")
+    median = json.loads(COSTS.read_text("utf-8"))["median"]
+    return {name: seconds / median["floor"] for name, seconds in median.items() if name != "floor"}
+
+
+def rows() -> list[Row]:
+    """The plan, the most telling rows first."""
+    many, best = (f"K = {k}" for k in (MANY, BEST))
+    zero, abstain = ("--pac_zpl",), ("--pac_zpl", "--pac_zpl_abstain")
+    full = ("--no_privacy", "--ablation", "quant_full")
+    matched = epsilon_for_success(posterior_success(0.11))
+    plan = [
+        paczero(f"PAC-ZPL abstain, {best}", BEST, (0.4, 0.8), abstain),
+        paczero(f"quant_full, {best}", BEST, (0.4, 0.8), full),
+        recipe("recipe: PAC-ZPL, K = 1, central, float32", (0.003, 0.01)),
+        paczero(f"dev set alone, {NUM_DEV} rows", BEST, (), full, like=f"quant_full, {best}", on_dev=NUM_DEV),
+        paczero(f"PAC-ZPL abstain, {best}, N = 4000", BEST, (), abstain, like=f"PAC-ZPL abstain, {best}", n=4000),
+        paczero(f"PAC-ZPL, {best}", BEST, (), zero, like=f"PAC-ZPL abstain, {best}"),
+        paczero(f"PAC-ZPL abstain, {many}", MANY, (0.2, 0.4), abstain),
+        paczero(f"non-private, {best}", BEST, (0.03, 0.1, 0.3), ("--no_privacy",)),
+    ]
+    plan += [
+        paczero(f"PAC-MI {mi}, {charge}, {best}", BEST, (0.05, 0.2), ("--pac_mi", mi, "--pac_charge", charge))
+        for mi in ("0.33", "0.11")
+        for charge in ("bit", "real")
+    ]
+    for epsilon in (2.0, matched):
+        plan.append(private_mean(f"DPZero, epsilon {epsilon:.2f}", 1, epsilon, (0.0005, 0.0015, 0.005)))
+        for k, rates in ((MANY, (1.0, 3.0, 10.0)), (BEST, (3.0, 10.0, 30.0))):
+            plan.append(private_mean(f"DP-AggZO, epsilon {epsilon:.2f}, K = {k}", k, epsilon, rates))
+    plan += [
+        paczero(f"quant_full, {best}, N = 4000", BEST, (), full, like=f"quant_full, {best}", n=4000),
+        *(
+            paczero(f"dev set alone, {count} rows", BEST, (), full, like=f"quant_full, {best}", on_dev=count)
+            for count in (100, 32)
+        ),
+        paczero(f"PAC-ZPL abstain, {best}, no dev set", BEST, (), abstain, like=f"PAC-ZPL abstain, {best}", dev=0),
+    ]
+    return plan
+
+
+def paczero(
+    name: str,
+    directions: int,
+    rates: tuple[float, ...],
+    mechanism: tuple[str, ...],
+    *,
+    like: str = "",
+    n: int = NUM_TRAIN,
+    dev: int = NUM_DEV,
+    on_dev: int = 0,
+) -> Row:
+    """A row of PACZero or of an ablation; as many steps at every N, and as the budget allows at N = 1000."""
+    cost = costs()[f"exact {directions}"]
+    steps = int(BUDGET / cost)
+    options: tuple[str, ...] = (*mechanism, *EXACT, "--pac_k", str(directions), "--pac_clip", "25")
+    data: tuple[str, ...] = ("--num_train", str(n), "--num_dev", str(on_dev or dev))
+    if on_dev:
+        data = (*data, "--train_on", "dev")
+        n = on_dev
+    options = (*options, *data, *schedule(steps, "pac", choose=dev > 0 and not on_dev))
+    return Row(name, options, steps, steps * cost * n / NUM_TRAIN, rates, like, PACZERO)
+
+
+def recipe(name: str, rates: tuple[float, ...]) -> Row:
+    """The paper's own way: one direction, central differences, float32 weights; its passes are counted alike."""
+    cost = costs()["central"]
+    steps = int(BUDGET / cost)
+    options = ("--pac_zpl", "--pac_k", "1", "--pac_clip", "25", "--dtype", "float32")
+    data = ("--num_train", str(NUM_TRAIN), "--num_dev", str(NUM_DEV))
+    return Row(name, (*options, *data, *schedule(steps, "pac", choose=True)), steps, steps * cost, rates)
+
+
+def private_mean(name: str, directions: int, epsilon: float, rates: tuple[float, ...]) -> Row:
+    """A row of a DP baseline, on Poisson batches of 64 expected sentences."""
+    cost = costs()[f"exact {directions}"] * SAMPLE_RATE
+    steps = int(BUDGET / cost)
+    clip = 25 / math.sqrt(directions)  # as the norm of K derivatives divided by K
+    noise = ("--dp_epsilon", f"{epsilon:.4f}", "--dp_sample_rate", str(SAMPLE_RATE), "--dp_clip", f"{clip:g}")
+    data = ("--num_train", str(NUM_TRAIN), "--num_dev", str(NUM_DEV))
+    options = ("--dp_k", str(directions), *noise, *EXACT, *data, *schedule(steps, "dp", choose=True))
+    return Row(name, options, steps, steps * cost, rates, module=DP)
+
+
+def schedule(steps: int, kind: str, *, choose: bool) -> tuple[str, ...]:
+    """The rate falls linearly; evaluations, and which checkpoint is tested."""
+    every = str(max(1, steps // EVALUATIONS))
+    falling = ("--lr_scheduler_type", "polynomial", "--logging_steps", every)
+    return (*falling, "--eval_steps", every, f"--{kind}_load_best_dev") if choose else falling
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Go on with the plan."""
+    (args,) = Parser(EvidenceArguments).parse(argv)
+    if not os.environ.get("DATA_DIR"):
+        raise UserError("set DATA_DIR to a folder with sst2/train.jsonl and sst2/validation.jsonl")
+    evidence = Evidence(rows(), Path(args.output_dir) / "sst2_evidence.json", Path(args.work_dir), SHARED)
+    evidence.go_on(args.hours, args.workers)
+
+
+if __name__ == "__main__":
+    run_cli(main)
