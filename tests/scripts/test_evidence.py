@@ -83,7 +83,7 @@ def test_other_settings_make_it_another_run(tmp_path):
     assert next(Recorded(tmp_path, [longer]).missing()) == Run(longer, 0.1, TUNING_SEED)
 
 
-def test_a_run_of_a_tiny_model_is_published_and_a_failed_one_names_its_reason(tmp_path, text_model, monkeypatch):
+def test_a_run_of_a_tiny_model_is_published(tmp_path, text_model, monkeypatch):
     monkeypatch.setenv("DATA_DIR", str(ROOT / "src" / "sample_data"))
     size = ("--task_name", "SST2", "--num_train", "8", "--num_dev", "4", "--num_eval", "4", "--report_to", "none")
     model = ("--model_name", text_model, "--train_as_classification", "--lora")
@@ -97,9 +97,13 @@ def test_a_run_of_a_tiny_model_is_published_and_a_failed_one_names_its_reason(tm
     assert all(0 <= share <= 1 for share in run["agreement"])
     assert set(run["after"]) == {"dev", "test"}
     assert str(tmp_path) not in json.dumps(run)
-    wrong = Row("wrong", ("--pac_zpl", "--pac_m", "3"), steps=2, passes=1.0, rates=(1e-3,), seeds=(0,))
-    with pytest.raises(UserError, match="pac_m must be even"):
-        Evidence([wrong], tmp_path / "none.json", tmp_path / "work", (*size, *model)).go_on(hours=1, workers=1)
+
+
+def test_a_failed_run_is_told_by_its_last_line(tmp_path):
+    wrong = Row("wrong", ("--nats", "3"), steps=2, passes=1.0, rates=(1e-3,), seeds=(0,), module="paczo.bounds")
+    with pytest.raises(UserError, match="a run failed: .*--nats 3.*wrong-r0.001-s0.log"):
+        Evidence([wrong], tmp_path / "none.json", tmp_path / "work", ()).go_on(hours=1, workers=1)
+    assert not (tmp_path / "none.json").exists()
 
 
 def test_an_interrupted_run_is_resumed(tmp_path, monkeypatch):
