@@ -111,6 +111,14 @@ dp_options() {
     if [ -n "${SECRET_SEED:-}" ]; then options+=(--dp_secret_seed "$SECRET_SEED"); fi
 }
 
+mezo_options() {
+    need "METHOD=$METHOD" BATCH
+    options+=(--zo_batch_size "$BATCH")
+    if has_dev; then
+        options+=(--load_best_model_at_end --eval_strategy steps --save_strategy steps --save_steps "$EVAL_STEPS")
+    fi
+}
+
 task_options() {
     case "$LOSS" in
         train_as_classification | non_diff | only_train_option) options+=("--$LOSS") ;;
@@ -150,7 +158,11 @@ run_cell() {
             module=baselines.run_dp_zo
             dp_options
             ;;
-        *) fail "METHOD=$METHOD is unknown: use pac-mi, pac-zpl, non-private, dpzero or dp-aggzo" ;;
+        mezo)
+            module=baselines.run_mezo
+            mezo_options
+            ;;
+        *) fail "METHOD=$METHOD is unknown: use pac-mi, pac-zpl, non-private, dpzero, dp-aggzo or mezo" ;;
     esac
     if [ "${NUM_GPUS:-1}" != 1 ]; then launcher=(scripts.launch "$NUM_GPUS"); fi
     run_module ${launcher[@]+"${launcher[@]}"} "$module" \

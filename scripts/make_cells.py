@@ -1,4 +1,4 @@
-"""Write a script for each cell of the paper, and SCRIPTS.md, from `scripts/cells.tsv`.
+"""Write a script for each cell of the paper and each of MeZO's recipes, and SCRIPTS.md, from their two tables.
 
 python -m scripts.make_cells            # writes what differs
 python -m scripts.make_cells --check    # writes nothing; exits 1 where something differs
@@ -7,21 +7,23 @@ python -m scripts.make_cells --check    # writes nothing; exits 1 where somethin
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from paczo.cells import FOLDERS, TABLE, Cell, cells, variables
+from scripts import mezo_cells
 
 ROOT = Path(__file__).resolve().parent
 
 
-def script(cell: Cell) -> str:
-    """The text of the cell's script."""
+def script(folder: str, run_id: str, title: str, shown: Iterable[tuple[str, str]]) -> str:
+    """The text of a script that runs one cell."""
     lines = [
         "#!/usr/bin/env bash",
-        f"# {cell['paper']}",
-        f"# Each value can be overridden: LR=1e-4 bash scripts/{cell['folder']}/{cell['run_id']}.sh",
+        f"# {title}",
+        f"# Each value can be overridden: LR=1e-4 bash scripts/{folder}/{run_id}.sh",
         'source "$(dirname "${BASH_SOURCE[0]}")/../_common.sh"',
-        *(f"{name}=${{{name}:-{value}}}" for name, value in variables(cell)),
+        *(f"{name}=${{{name}:-{value}}}" for name, value in shown),
         "run_cell",
     ]
     return "\n".join(lines) + "\n"
@@ -47,6 +49,18 @@ def overview() -> str:
             "|---|---|---|---|---|---|---|---|---|",
             *map(_overview_line, members),
         ]
+    recipes = mezo_cells.rows()
+    lines += [
+        "",
+        f"## scripts/{mezo_cells.FOLDER} ({len(recipes)})",
+        "",
+        "Not the paper's: the recipes of MeZO (arXiv 2305.17333) for OPT-13B, without privacy, from",
+        "`scripts/mezo.tsv`. `bash scripts/icl.sh` evaluates a model without training, zero-shot or in context.",
+        "",
+        "| script | task | track | LR | grid | eps | note |",
+        "|---|---|---|---|---|---|---|",
+        *map(_recipe_line, recipes),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -61,9 +75,23 @@ def _overview_line(cell: Cell) -> str:
     return "| " + " | ".join([*values, cell["lr"], cell["clip"], cell["steps"], cell["seed"]]) + " |"
 
 
+def _recipe_line(row: mezo_cells.Row) -> str:
+    values = [f"`{row['run_id']}`", row["task"], row["track"], row["lr"], row["grid"], row["zo_eps"], row["note"]]
+    return "| " + " | ".join(values) + " |"
+
+
 def wanted() -> dict[Path, str]:
     """Every file that comes from the table, and its text."""
-    texts = {ROOT / cell["folder"] / f"{cell['run_id']}.sh": script(cell) for cell in cells()}
+    texts = {
+        ROOT / cell["folder"] / f"{cell['run_id']}.sh": script(
+            cell["folder"], cell["run_id"], cell["paper"], variables(cell)
+        )
+        for cell in cells()
+    }
+    for row in mezo_cells.rows():
+        title = f"MeZO, {row['task']}, {row['track']}: {row['note'] or 'rates tried: ' + row['grid']}"
+        path = ROOT / mezo_cells.FOLDER / f"{row['run_id']}.sh"
+        texts[path] = script(mezo_cells.FOLDER, row["run_id"], title, mezo_cells.variables(row))
     return {**texts, ROOT.parent / "SCRIPTS.md": overview()}
 
 
@@ -71,7 +99,8 @@ def differing() -> tuple[list[Path], list[Path]]:
     """Files that are missing or have another text, and scripts that no row of the table has."""
     texts = wanted()
     stale = [path for path, text in texts.items() if not path.exists() or path.read_text("utf-8") != text]
-    extra = [path for folder in FOLDERS for path in (ROOT / folder).glob("*.sh") if path not in texts]
+    folders = (*FOLDERS, mezo_cells.FOLDER)
+    extra = [path for folder in folders for path in (ROOT / folder).glob("*.sh") if path not in texts]
     return stale, extra
 
 
@@ -87,7 +116,7 @@ def main() -> None:
             path.chmod(0o755)
     print(f"{len(stale)} of {len(texts)} files {'differ' if check else 'written'}")
     for path in extra:
-        print(f"{path.relative_to(ROOT.parent)} belongs to no row of {TABLE.name}")
+        print(f"{path.relative_to(ROOT.parent)} belongs to no row of {TABLE.name} or {mezo_cells.TABLE.name}")
     sys.exit(1 if extra or (check and stale) else 0)
 
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from scripts.evidence import TUNING_SEED
+
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PUBLISHED = ROOT / "result" / "published"
@@ -30,6 +32,7 @@ def tables(folder: Path = PUBLISHED) -> dict[str, str]:
         "directions": directions,
         "precision": precision,
         "learning": learning,
+        "sst2_evidence": sst2_evidence,
     }
     texts = {name: make(content) for name, make in makers.items()}
     return {name: text for name, text in texts.items() if text.count("\n| ") > 1}
@@ -132,6 +135,37 @@ def learning(content: dict[str, Figures]) -> str:
         rows.append((row["method"], _accuracy(row["accuracy"]), rate, count))
     head = ("mechanism", f"accuracy, {len(measured['seeds'])} seeds", "learning rate", "samples evaluated")
     return _table(head, rows) + _measured_on([measured])
+
+
+def sst2_evidence(content: dict[str, Figures]) -> str:
+    """A row a method on SST-2, in the order in which they were first run."""
+    runs = [run for run in content.get("sst2_evidence", {}).get("runs", []) if run["seed"] != TUNING_SEED]
+    before = {run["seed"]: run["before"]["test"] for run in runs}.values()
+    rows = []
+    if runs:
+        rows.append(("before training", _mean_and_spread([one["accuracy"] for one in before]), "", "", "", ""))
+    for name in dict.fromkeys(run["row"] for run in runs):
+        mine = [run for run in runs if run["row"] == name]
+        scores = [run["after"]["test"] for run in mine]
+        bound = mine[0]["privacy"].get("posterior_success_bound")
+        rows.append(
+            (
+                name,
+                _mean_and_spread([one["accuracy"] for one in scores]),
+                f"{statistics.mean(one['loss'] for one in scores):.3f}",
+                "not accounted" if bound is None else f"{bound:.3f}",
+                f"{mine[0]['rate']:g}",
+                f"{mine[0]['steps']}, {mine[0]['passes']:.0f}",
+            )
+        )
+    head = ("method", "test accuracy", "test loss", "attack bound", "rate", "steps, passes")
+    return _table(head, rows) + _measured_on(runs)
+
+
+def _mean_and_spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation over draws, and how many there are."""
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{spread} % (of {len(values)})"
 
 
 def _accuracy(values: Sequence[float]) -> str:

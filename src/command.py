@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -15,16 +15,23 @@ from src.utils import Parser
 from src.zo.arguments import ZOArguments
 
 
-def command(kind: type[ZOArguments], make_trainer: Callable[..., Any], argv: Sequence[str] | None = None) -> None:
+def command(
+    kind: type[ZOArguments],
+    make_trainer: Callable[..., Any],
+    argv: Sequence[str] | None = None,
+    *,
+    renamed: Mapping[str, str] = {},
+) -> None:
     """Run from the command line; raises `UserError` before anything is written where the input is wrong.
 
     Args:
         kind: the trainer's arguments.
         make_trainer: its class.
         argv: the words after the module's name; None for the process's own.
+        renamed: options of the sources that this command alone has, and their names here.
     """
     given = sys.argv[1:] if argv is None else list(argv)
-    words, notes = translated(given)
+    words, notes = translated(given, renamed)
     settings = Parser(RunArguments, add_help=False).parse_known(words)
     if not settings.trains:
         settings, args = Parser((RunArguments, EvaluationArguments)).parse(words)

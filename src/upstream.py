@@ -6,7 +6,7 @@ arguments of transformers 4.28 besides their own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from src.utils import UserError
 
@@ -68,8 +68,11 @@ REFUSED = {
 }
 
 
-def translated(words: Sequence[str]) -> tuple[list[str], list[str]]:
+def translated(words: Sequence[str], renamed: Mapping[str, str] = {}) -> tuple[list[str], list[str]]:
     """The words as this project's options, and a line on each that was read otherwise than it stands.
+
+    Args:
+        renamed: more names that are spelled otherwise here; they come before all others.
 
     Raises:
         UserError: an option is not offered; the line names what to use.
@@ -77,7 +80,11 @@ def translated(words: Sequence[str]) -> tuple[list[str], list[str]]:
     result: list[str] = []
     notes: list[str] = []
     for name, values in _options(words):
-        result += _option(name, values, notes)
+        if name in renamed:
+            notes.append(f"--{name} is --{renamed[name]} here")
+            result += [f"--{renamed[name]}", *values]
+        else:
+            result += _option(name, values, notes)
     return result, notes
 
 

@@ -101,7 +101,7 @@ def test_a_run_of_a_tiny_model_is_published(tmp_path, text_model, monkeypatch):
 
 def test_a_failed_run_is_told_by_its_last_line(tmp_path):
     wrong = Row("wrong", ("--nats", "3"), steps=2, passes=1.0, rates=(1e-3,), seeds=(0,), module="paczo.bounds")
-    with pytest.raises(UserError, match="a run failed: .*--nats 3.*wrong-r0.001-s0.log"):
+    with pytest.raises(UserError, match=r"a run failed: .*--nats 3.*wrong-r0\.001-s0\.log"):
         Evidence([wrong], tmp_path / "none.json", tmp_path / "work", ()).go_on(hours=1, workers=1)
     assert not (tmp_path / "none.json").exists()
 

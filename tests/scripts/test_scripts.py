@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from paczo.cells import FOLDERS, cells
-from scripts import make_cells
+from scripts import make_cells, mezo_cells
 
 ROOT = Path(__file__).resolve().parents[2]
 CELL = ROOT / "scripts/headline/sst2_1p3b_lora_pacmi_mi033_s0.sh"
@@ -56,7 +56,7 @@ def test_the_scripts_and_their_overview_are_those_of_the_table():
 
 def test_a_difference_is_found(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(make_cells, "ROOT", tmp_path / "scripts")
-    for folder in FOLDERS:
+    for folder in (*FOLDERS, mezo_cells.FOLDER):
         (tmp_path / "scripts" / folder).mkdir(parents=True)
     monkeypatch.setattr(sys, "argv", ["make_cells"])
     with pytest.raises(SystemExit, match="0"):
@@ -73,7 +73,7 @@ def test_a_difference_is_found(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["make_cells", "--check"])
     with pytest.raises(SystemExit, match="1"):
         make_cells.main()
-    assert "2 of 144 files differ" in capsys.readouterr().out
+    assert f"2 of {144 + len(mezo_cells.rows())} files differ" in capsys.readouterr().out
 
 
 def expected_options(cell):
@@ -130,6 +130,41 @@ def test_a_cells_command_line_matches_its_row(cell):
     if cell["folder"] == "baselines":
         module = "baselines.run_dp_zo"
     assert options_of(result.stdout, module) == expected_options(cell)
+
+
+@pytest.mark.parametrize("row", mezo_cells.rows(), ids=lambda row: row["run_id"])
+def test_a_mezo_recipes_command_line_matches_its_row(row):
+    result = dry_run(ROOT / "scripts" / "mezo" / f"{row['run_id']}.sh")
+    assert result.returncode == 0, result.stderr
+    flags = options_of(result.stdout, "baselines.run_mezo")
+    named = {
+        "task_name": "task",
+        "model_name": "model",
+        "learning_rate": "lr",
+        "zo_eps": "zo_eps",
+        "zo_batch_size": "batch",
+        "max_steps": "steps",
+        "eval_steps": "eval_steps",
+        "save_steps": "eval_steps",
+        "num_dev": "num_dev",
+    }
+    assert {name: flags[name] for name in named} == {name: row[column] for name, column in named.items()}
+    assert flags["load_best_model_at_end"] is flags[row["loss"]] is True
+    tracks = {"lora": ["lora"], "prefix": ["prefix_tuning"], "ft": []}
+    assert [name for name in ("lora", "prefix_tuning") if name in flags] == tracks[row["track"]]
+    assert row["lr"] in row["grid"].split(", ")
+
+
+def test_in_context_evaluation_by_its_script():
+    script = ROOT / "scripts" / "icl.sh"
+    flags = options_of(dry_run(script, TASK="RTE").stdout)
+    assert (flags["trainer"], flags["task_name"], flags["num_train"]) == ("none", "RTE", "0")
+    assert not {"sfc", "icl_sfc", "train_set_seed"} & set(flags)
+    flags = options_of(dry_run(script, NUM_TRAIN="8", SFC="icl_sfc", SEED="3").stdout)
+    assert (flags["num_train"], flags["train_set_seed"], flags["icl_sfc"]) == ("8", "3", True)
+    assert options_of(dry_run(script, NUM_TRAIN="8", TRAIN_SETS="4").stdout)["num_train_sets"] == "4"
+    wrong = dry_run(script, SFC="yes")
+    assert (wrong.returncode, wrong.stderr) == (2, "error: SFC=yes is unknown: use sfc or icl_sfc\n")
 
 
 def test_the_columns_of_the_table_are_all_used():
