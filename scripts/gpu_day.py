@@ -72,10 +72,11 @@ def main() -> int:
     begin = time.monotonic()
     if not 0 < given.minutes < 1e6:
         return _fail(f"--minutes takes a number above 0, got {given.minutes:g}")
-    try:
-        machine = json.loads(subprocess.check_output([sys.executable, "-c", PROBE], text=True, cwd=ROOT))
-    except subprocess.CalledProcessError:
-        return _fail(f"{sys.executable} cannot import torch and transformers; set PYTHON to one that can")
+    probe = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, cwd=ROOT)
+    if probe.returncode:
+        reason = (probe.stderr.strip().splitlines() or ["no output"])[-1]
+        return _fail(f"{sys.executable} cannot import torch and transformers ({reason}); set PYTHON")
+    machine = json.loads(probe.stdout.splitlines()[-1])
     tiny = given.tiny or not machine["gpus"]
     data = os.environ.get("DATA_DIR") or str(ROOT / "src" / "sample_data")
     environment = {**os.environ, "DATA_DIR": data, "PYTHON": sys.executable, "HF_HUB_OFFLINE": "1"}

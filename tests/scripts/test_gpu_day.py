@@ -149,8 +149,15 @@ def test_a_killed_start_is_gone_on_with(tmp_path, environment):
 )
 def test_wrong_words_are_one_line(words, message, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["gpu_day.sh", *words])
-    monkeypatch.setattr(gpu_day.subprocess, "check_output", lambda *_, **__: json.dumps(MACHINE))
+    monkeypatch.setattr(gpu_day, "PROBE", f"print({json.dumps(MACHINE)!r})")
     assert gpu_day.main() == 2
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
+
+
+def test_an_interpreter_without_the_libraries_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu_day.sh"])
+    monkeypatch.setattr(gpu_day, "PROBE", "raise ImportError('no torch')")
+    assert gpu_day.main() == 2
+    assert "cannot import torch and transformers (ImportError: no torch)" in capsys.readouterr().err
