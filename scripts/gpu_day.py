@@ -11,6 +11,7 @@ import argparse
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,13 +100,16 @@ def main() -> int:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return _fail(f"another start is at work in {folder}")
-        return run_all(day, chosen)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        try:
+            return run_all(day, chosen)
+        except KeyboardInterrupt:
+            return 130
 
 
 def run_all(day: Day, chosen: list[Part]) -> int:
     """Run what is not done and fits, one after another; the page is written after each."""
     end_leftover(day.folder)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     outcome: dict[str, str] = {}
     for part in chosen:
         known = day.known(part)
@@ -135,8 +139,8 @@ def run_one(day: Day, part: Part) -> str:
         folder.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, *part.words] if part.words[0] != "bash" else list(part.words)
     words += ["--output_dir", str(figures)] if part.figures else []
-    words += ["--hours", f"{day.left() / 3600:.4f}"] if part.again else []
-    begin = time.monotonic()
+    words += ["--hours", f"{part.share * day.left() / 3600:.4f}"] if part.again else []
+    begin, wall = time.monotonic(), time.time()
     with log.open("w", encoding="utf-8") as file:
         child = subprocess.Popen(
             words, cwd=ROOT, env=day.environment, stdout=file, stderr=file, start_new_session=True
@@ -151,6 +155,8 @@ def run_one(day: Day, part: Part) -> str:
         _end(child)
         (day.folder / "running.json").unlink(missing_ok=True)
     seconds = time.monotonic() - begin
+    if part.again:
+        _keep_published(figures, since=wall)
     lines = log.read_text("utf-8", errors="replace").strip().splitlines()
     last = lines[-1][-300:] if lines else ""
     record = {"name": part.name, "words": list(part.words), "gpus": day.machine["gpus"], "state": state}
@@ -162,6 +168,13 @@ def run_one(day: Day, part: Part) -> str:
     return (
         f"failed after {seconds:.0f} s: {last}" if state == "failed" else f"ended with the budget, {seconds:.0f} s"
     )
+
+
+def _keep_published(folder: Path, *, since: float) -> None:
+    """Copy the JSON that a part wrote among the published results to the part's figures."""
+    for path in sorted((ROOT / "result" / "published").glob("*.json")):
+        if path.stat().st_mtime >= since:
+            shutil.copy(path, folder)
 
 
 def end_leftover(folder: Path) -> None:

@@ -24,6 +24,7 @@ class Part:
         missing: why it cannot be run here; empty where it can.
         figures: whether it takes `--output_dir` for JSON.
         again: it takes `--hours`, goes on by itself and never counts as done.
+        share: of the time that is left, for its `--hours`.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Part:
     missing: str = ""
     figures: bool = True
     again: bool = False
+    share: float = 1.0
 
 
 def parts(gpus: int, *, tiny: bool) -> list[Part]:
@@ -42,7 +44,7 @@ def parts(gpus: int, *, tiny: bool) -> list[Part]:
     if larger:
         found += [part for dtype in DTYPES for part in steps(larger, dtype, tiny=tiny)]
     found.append(processes(gpus, smaller, tiny=tiny))
-    return found + [evidence(table, tiny=tiny) for table in ("sst2", "tofu")]
+    return [*found, evidence("sst2", 0.5, tiny=tiny), evidence("tofu", 1.0, tiny=tiny)]
 
 
 def tests(gpus: int) -> Part:
@@ -103,15 +105,17 @@ def processes(gpus: int, shape: str, *, tiny: bool) -> Part:
     return with_data(Part("processes", words, 30 if tiny else 150, missing))
 
 
-def evidence(table: str, *, tiny: bool) -> Part:
-    """Rows of an evidence table by SmolLM2-135M, as many as fit."""
+def evidence(table: str, share: float, *, tiny: bool) -> Part:
+    """Rows of an evidence table by SmolLM2-135M, as many as fit into a share of the time."""
     script = ROOT / "scripts" / "evidence.sh"
     _, missing = smollm2_model()
     if not script.exists():
         missing = "scripts/evidence.sh is not there"
     if tiny:
         missing = "too long for tiny shapes"
-    return Part(f"evidence-{table}", ("bash", str(script.relative_to(ROOT)), table), 120, missing, False, True)
+    return Part(
+        f"evidence-{table}", ("bash", str(script.relative_to(ROOT)), table), 120, missing, False, True, share
+    )
 
 
 def with_data(part: Part) -> Part:

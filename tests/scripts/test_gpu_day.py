@@ -74,14 +74,21 @@ def test_a_failure_stops_nothing_and_is_tried_again(day, capsys):
     assert "good: done in" in capsys.readouterr().out  # another device
 
 
-def test_what_goes_on_by_itself_is_given_the_time_that_is_left(day, capsys):
-    own = Part("own", ("-c", "import sys; print(*sys.argv[1:])"), 0.0, figures=False, again=True)
+def test_what_goes_on_by_itself_is_given_a_share_of_the_time(day, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_day, "ROOT", tmp_path)
+    published = tmp_path / "result/published"
+    published.mkdir(parents=True)
+    (published / "old.json").write_text("{}")
+    os.utime(published / "old.json", (1, 1))
+    text = "import sys, pathlib; pathlib.Path('result/published/new.json').write_text('{}'); print(*sys.argv[1:])"
+    own = Part("own", ("-c", text), 0.0, figures=False, again=True, share=0.5)
     for _ in range(2):
         run_all(day, [own])
         assert "own: done in" in capsys.readouterr().out
     words = (day.folder / "logs/own.log").read_text().split()
     assert words[0] == "--hours"
-    assert 0 < float(words[1]) <= 3 / 3600
+    assert 0 < float(words[1]) <= 0.75 / 3600 + 1e-4
+    assert list(json.loads((day.folder / "gpu_day.json").read_text())["figures"]) == ["own/new"]
 
 
 def test_the_parts_of_a_machine(monkeypatch):
