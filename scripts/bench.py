@@ -28,7 +28,7 @@ from torch import nn
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from scripts.bench_reference import CANDIDATES, EPS, LEARNING_RATE, reference_step
-from scripts.bench_tools import PeakMemory, machine, save, shown, timed
+from scripts.bench_tools import PeakMemory, machine, save, shown, timed, utilisation
 from src.lora import LoraSettings, add_lora
 from src.objectives import CandidateScoring
 from src.utils import PRECISIONS, Parser, UserError, read_jsonl, run_cli
@@ -97,8 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             times["floor"].append(timed(floor, device))
     figures["seconds"] = {name: values for name, values in times.items() if values}
     figures["median"] = {name: statistics.median(values) for name, values in times.items() if values}
-    if device.type == "cuda":
-        figures["utilisation"] = utilisation(model, objective, figures["median"]["step"], device, dtype)
+    figures["utilisation"] = utilisation(model, objective.num_tokens, 2, figures["median"]["step"], device, dtype)
     report(figures)
     name = f"{args.shape}-{args.track}-{args.dtype}-n{args.n}-{args.device}{'-inplace' if args.zo_inplace else ''}"
     print(f"wrote {save(args.output_dir, name, figures)}")
@@ -112,8 +111,13 @@ def sst2_prompts(args: BenchArguments) -> list[list[int]]:
         raise UserError(f"{folder} has {len(rows)} sentences, fewer than n = {args.n}; set DATA_DIR")
     generator = torch.Generator().manual_seed(0)
     chosen = torch.randperm(len(rows), generator=generator)[: args.n].tolist()
-    lengths = [len(re.findall(r"\w{1,6}|[^\w\s]", rows[index]["sentence"])) + 3 for index in chosen]
+    lengths = [text_length(rows[index]["sentence"]) + 3 for index in chosen]
     return [torch.randint(8, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
+
+
+def text_length(text: str) -> int:
+    """Pieces of at most six letters, and marks: about as many as a tokenizer of that vocabulary makes."""
+    return len(re.findall(r"\w{1,6}|[^\w\s]", text))
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
@@ -201,19 +205,6 @@ def memory_figures(
     return {**parts, "ratio": peak / (weights + snapshot + activations)}
 
 
-def utilisation(
-    model: nn.Module, objective: CandidateScoring, seconds: float, device: torch.device, dtype: torch.dtype
-) -> dict[str, float]:
-    """The step's model operations a second against those of a large matrix product measured now."""
-    left, right = (torch.randn(8192, 8192, device=device, dtype=dtype) for _ in range(2))
-    left @ right
-    product = min(timed(lambda: left @ right, device) for _ in range(10))
-    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
-    trunk = sum(p.numel() for p in model.parameters()) - embeddings.weight.numel()
-    rate, peak = 2 * 2 * trunk * objective.num_tokens / seconds, 2 * 8192**3 / product
-    return {"model_flops_per_second": rate, "matrix_product_flops_per_second": peak, "share": rate / peak}
-
-
 def report(figures: dict[str, Any]) -> None:
     median, memory = figures["median"], figures["memory"]
     print(f"{figures['device']}, {figures['threads']} threads, {figures['tokens']} tokens")
@@ -227,8 +218,7 @@ def report(figures: dict[str, Any]) -> None:
         print(f"reference against step: {median['reference'] / median['step']:.1f}")
     parts = ", ".join(f"{name} {value / 2**20:.0f}" for name, value in memory.items() if name != "ratio")
     print(f"MiB: {parts}; peak of a step is {memory['ratio']:.3f} of the sum of the other three")
-    if "utilisation" in figures:
-        print(f"model-FLOP utilisation {figures['utilisation']['share']:.1%} of a matrix product's rate")
+    print(f"model-FLOP utilisation {figures['utilisation']['share']:.1%} of a matrix product's rate")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from torch import nn
 
 from scripts.bench import SHAPES, BenchArguments, bare_passes, build_model, sst2_prompts, word_tokenizer
 from scripts.bench_reference import CANDIDATES, EPS
-from scripts.bench_tools import PeakMemory, machine, save, shown, timed
+from scripts.bench_tools import PeakMemory, machine, save, shown, timed, utilisation
 from src.engine.derivatives import exact_derivatives
 from src.lora import LoraSettings, add_lora
 from src.models import EMBEDDED, load_model
@@ -79,15 +79,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         for k, run in exact.items():
             space.forget_noise()
             times[f"exact {k}"].append(timed(run, device))
+    median = {name: statistics.median(values) for name, values in times.items()}
+    passes = {"floor": 1, "central": 2, **{f"exact {k}": 2 for k in exact}}
     figures: dict[str, Any] = {
         "directions": True,
         "arguments": shown(args),
         "tokens": objective.num_tokens,
         "trained": space.num_elements,
         "seconds": times,
-        "median": {name: statistics.median(values) for name, values in times.items()},
+        "median": median,
         "peak": peaks,
         **machine(device),
+    }
+    figures["utilisation"] = {
+        name: utilisation(
+            objective.model, objective.num_tokens, count, median[name], device, PRECISIONS[args.dtype]
+        )
+        for name, count in passes.items()
     }
     report(figures)
     layers = "" if args.lora_layers == "all" else "-" + args.lora_layers.replace(":", "")
@@ -124,14 +132,16 @@ def trainable(model: Any, args: DirectionsArguments) -> nn.Module:
 def report(figures: dict[str, Any]) -> None:
     median, peak = figures["median"], figures["peak"]
     print(f"{figures['device']}, {figures['threads']} threads, {figures['tokens']} tokens")
-    print(f"{'':<14}{'seconds':>10}{'passes':>9}{'central / exact':>17}{'peak MiB':>10}")
+    shares = {name: values["share"] for name, values in figures["utilisation"].items()}
+    print(f"{'':<14}{'seconds':>10}{'passes':>9}{'central / exact':>17}{'peak MiB':>10}{'of a product':>14}")
     print(f"{'floor':<14}{median['floor']:>10.3f}{1:>9.2f}")
     print(f"{'central K=1':<14}{median['central']:>10.3f}{median['central'] / median['floor']:>9.2f}")
     for k, bytes_held in peak.items():
         seconds = median[f"exact {k}"]
         ratio = int(k) * median["central"] / seconds
         passes = seconds / median["floor"]
-        print(f"{'exact K=' + k:<14}{seconds:>10.3f}{passes:>9.2f}{ratio:>17.1f}{bytes_held / 2**20:>10.0f}")
+        row = f"{'exact K=' + k:<14}{seconds:>10.3f}{passes:>9.2f}{ratio:>17.1f}{bytes_held / 2**20:>10.0f}"
+        print(f"{row}{shares['exact ' + k]:>14.1%}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import torch
+from torch import nn
 
 from src.utils import versions, write_json
 
@@ -63,6 +64,29 @@ def _give_back_free_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def matrix_product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of the best of ten large square matrix products."""
+    size = 8192 if device.type == "cuda" else 256
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    left @ right
+    return 2 * size**3 / min(timed(lambda: left @ right, device) for _ in range(10))
+
+
+def utilisation(
+    model: nn.Module, tokens: int, trunk_passes: float, seconds: float, device: torch.device, dtype: torch.dtype
+) -> dict[str, float]:
+    """The share of a matrix product's rate, measured now, that so many passes in so many seconds come to.
+
+    Args:
+        trunk_passes: passes over `tokens` tokens, each two operations a weight and token, embeddings left out; a
+            way back to the inputs alone is one more. Attention, head and noise are not counted.
+    """
+    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
+    trunk = sum(p.numel() for p in model.parameters()) - embeddings.weight.numel()
+    rate, peak = 2 * trunk * tokens * trunk_passes / seconds, matrix_product_rate(device, dtype)
+    return {"model_flops_per_second": rate, "matrix_product_flops_per_second": peak, "share": rate / peak}
 
 
 def shown(arguments: Any) -> dict[str, Any]:

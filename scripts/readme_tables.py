@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PUBLISHED = ROOT / "result" / "published"
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+MFU = "of a matrix product's rate"
 Figures = dict[str, Any]
 
 
@@ -50,18 +51,19 @@ def speed(content: dict[str, Figures]) -> str:
         rows.append(
             (
                 f"{args['shape']}, {name}, {args['dtype']}",
-                f"{median['step']:.2f} s",
-                "" if reference is None else f"{reference:.1f} s",
-                f"{median['floor']:.2f} s",
+                _duration(median["step"]),
+                "" if reference is None else _duration(reference, 1),
+                _duration(median["floor"]),
                 "" if reference is None else f"{reference / median['step']:.1f}",
                 f"{median['step'] / median['floor']:.2f}",
                 f"{memory['peak'] / 2**20:.0f} MiB",
                 f"{memory['ratio']:.2f}",
+                _share(figures.get("utilisation")),
             )
         )
         sources.append(figures)
-    head = ("run", "step", "reference", "floor", "reference / step", "step / floor", "peak", "peak / parts")
-    return _table(head, rows) + _measured_on(sources)
+    head = ("run", "step", "reference", "floor", "reference / step", "step / floor", "peak", "peak / parts", MFU)
+    return _table(*_without_empty(head, rows)) + _measured_on(sources)
 
 
 def generation(content: dict[str, Figures]) -> str:
@@ -74,7 +76,7 @@ def generation(content: dict[str, Figures]) -> str:
         same = f"{figures['identical_answers']} of {figures['questions']}"
         ours, reference = median["step"], median["reference"]
         what = f"{args['model']}, {args['dtype']}"
-        rows.append((what, f"{ours:.1f} s", f"{reference:.1f} s", f"{reference / ours:.1f}", same))
+        rows.append((what, _duration(ours, 1), _duration(reference, 1), f"{reference / ours:.1f}", same))
         sources.append(figures)
     head = ("model", "ours", "reference", "reference / ours", "identical answers")
     return _table(head, rows) + _measured_on(sources)
@@ -95,16 +97,29 @@ def directions(content: dict[str, Figures]) -> str:
                 (
                     f"{args['model']}, {track}{layers}, {args['dtype']}",
                     k,
-                    f"{median['floor']:.2f} s",
+                    _duration(median["floor"]),
                     f"{seconds / median['floor']:.2f}",
                     f"{int(k) * median['central'] / median['floor']:.1f}",
                     f"{int(k) * median['central'] / seconds:.1f}",
                     f"{figures['peak'][k] / 2**20:.0f} MiB",
+                    _share(figures.get("utilisation", {}).get(f"exact {k}")),
                 )
             )
         sources.append(figures)
-    head = ("run", "K", "bare pass", "exact, passes", "central, passes", "central / exact", "peak")
-    return _table(head, rows) + _measured_on(sources)
+    head = ("run", "K", "bare pass", "exact, passes", "central, passes", "central / exact", "peak", MFU)
+    return _table(*_without_empty(head, rows)) + _measured_on(sources)
+
+
+def processes(content: dict[str, Figures]) -> str:
+    """A row a measured number of processes."""
+    rows = []
+    for figures in content.values():
+        args, (alone, together) = figures["arguments"], figures["median"].values()
+        what = f"{args['shape']}, {args['dtype']}, {figures['processes']} processes"
+        same = f"{figures['same_bits']} of {figures['bits']}"
+        rows.append((what, _duration(alone), _duration(together), f"{alone / together:.2f}", same))
+    head = ("run", "one process", "several", "one / several", "same bits")
+    return _table(head, rows) + _measured_on(list(content.values()))
 
 
 def precision(content: dict[str, Figures]) -> str:
@@ -166,6 +181,22 @@ def _mean_and_spread(values: Sequence[float]) -> str:
     """Mean and standard deviation over draws, and how many there are."""
     spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * statistics.mean(values):.1f}{spread} % (of {len(values)})"
+
+
+def _duration(seconds: float, digits: int = 2) -> str:
+    """In seconds, in milliseconds below a tenth of one."""
+    return f"{seconds:.{digits}f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
+
+
+def _share(found: Figures | None) -> str:
+    return f"{found['share']:.1%}" if found else ""
+
+
+def _without_empty(
+    head: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+    """A table without its last column where no row has anything in it."""
+    return (head, rows) if any(row[-1] for row in rows) else (head[:-1], [row[:-1] for row in rows])
 
 
 def _accuracy(values: Sequence[float]) -> str:

@@ -1,4 +1,4 @@
-"""The benchmarks of directions and of precision, at tiny shapes."""
+"""The benchmarks of directions, precision, generation and processes, at tiny shapes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import pytest
 from builders import save_model
 
-from scripts import bench_directions, bench_precision, readme_tables
+from scripts import bench_directions, bench_generation, bench_precision, bench_processes, readme_tables
 from src.utils import UserError
 
 
@@ -24,6 +24,11 @@ def test_directions_are_timed_and_the_record_has_its_line(tmp_path, capsys):
     table = readme_tables.directions({path.stem: figures})
     rows = [row.split(" | ") for row in table.splitlines() if row.startswith("| tiny, LoRA last:1, float32")]
     assert [row[1] for row in rows] == ["1", "3"]
+    share = figures["utilisation"]["exact 3"]
+    wanted = figures["median"]["floor"] / figures["median"]["exact 3"] * 2
+    rate = share["model_flops_per_second"] / figures["utilisation"]["floor"]["model_flops_per_second"]
+    assert rate == pytest.approx(wanted)
+    assert rows[1][-1].startswith(f"{share['share']:.1%}")
     ratio = 3 * figures["median"]["central"] / figures["median"]["exact 3"]
     assert float(rows[1][5]) == pytest.approx(ratio, abs=0.06)
     assert "exact K=3" in capsys.readouterr().out
@@ -47,6 +52,34 @@ def test_precision_compares_with_float64_and_trains(tmp_path, monkeypatch):
     assert table.count("| bfloat16 | ") == 3
 
 
+def test_generation_of_a_shape_has_as_many_prompts_as_are_asked_for(tmp_path):
+    words = ["--model", "tiny", "--n", "5", "--max_new_tokens", "3", "--data_dir", str(tmp_path)]
+    row = {"title": "Rivers", "context": "The Rhine is long.", "question": "What is long?", "id": "1"}
+    row["answers"] = {"text": ["The Rhine"], "answer_start": [0]}
+    (tmp_path / "squad").mkdir()
+    (tmp_path / "squad/validation.jsonl").write_text(json.dumps(row) + "\n")
+    bench_generation.main([*words, "--output_dir", str(tmp_path / "out")])
+    (path,) = (tmp_path / "out").glob("*.json")
+    figures = json.loads(path.read_text())
+    assert (figures["questions"], figures["identical_answers"], figures["arguments"]["model"]) == (5, 5, "tiny")
+
+
+def test_a_row_of_several_processes():
+    figures = {
+        "arguments": {"shape": "tiny", "dtype": "float16"},
+        "processes": 4,
+        "median": {"1 processes": 0.4, "4 processes": 0.0125},
+        "same_bits": 39,
+        "bits": 40,
+        "device": "a GPU",
+        "threads": 1,
+        "date": "2026-01-01",
+        "versions": {"torch": "2", "transformers": "5"},
+    }
+    row = readme_tables.processes({"a": figures}).splitlines()[2]
+    assert row == "| tiny, float16, 4 processes | 0.40 s | 12.5 ms | 32.00 | 39 of 40 |"
+
+
 @pytest.mark.parametrize(
     ("main", "words", "message"),
     [
@@ -55,6 +88,10 @@ def test_precision_compares_with_float64_and_trains(tmp_path, monkeypatch):
         (bench_directions.main, ["--model", "smollm2-135m"], "set DATA_DIR"),
         (bench_precision.main, ["--dtypes", "int8"], "--dtypes takes float32"),
         (bench_precision.main, [], "set DATA_DIR"),
+        (bench_generation.main, ["--dtype", "int8"], "--dtype takes float32"),
+        (bench_generation.main, ["--model", "tiny"], "set DATA_DIR"),
+        (bench_processes.main, ["--shape", "opt-9b"], "unknown shape or dtype"),
+        (bench_processes.main, ["--processes", "1"], "processes must be at least 2"),
     ],
 )
 def test_wrong_words_are_one_line(main, words, message):

@@ -28,7 +28,7 @@ echo "{name} gpu=${{CUDA_VISIBLE_DEVICES:-}} resume=${{RESUME:-}}"
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A project of three cells: two that work and one that fails."""
-    for name in ("DATA_DIR", "RUN_ID", "OVERWRITE", "LR", "CUDA_VISIBLE_DEVICES", "RESUME"):
+    for name in ("DATA_DIR", "RUN_ID", "OVERWRITE", "LR", "CUDA_VISIBLE_DEVICES", "RESUME", "NUM_GPUS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(run_cells, "ROOT", tmp_path)
     monkeypatch.setattr(run_cells, "LOGS", tmp_path / "result/logs")
@@ -130,23 +130,70 @@ def test_gpus_share_the_cells(project, monkeypatch, capsys):
     assert capsys.readouterr().out.count(" on GPU ") == 2
 
 
-def test_slurm_prints_an_array_of_what_is_left(project, monkeypatch, capsys):
+def test_a_slurm_job_is_an_array_of_what_is_left(project, monkeypatch, capsys):
+    """The text, and what each of its tasks starts."""
     finish(project, "one")
-    (project / "result/runs/two").mkdir(parents=True)
-    (project / "result/runs/two/transcript.jsonl").write_text("")
-    assert run(monkeypatch, "*", "--slurm") == 0
+    monkeypatch.setenv("NUM_GPUS", "2")
+    assert run(monkeypatch, "--slurm", "long", "*", "--list") == 0
     text = capsys.readouterr().out
-    assert "#SBATCH --array=0-1\n" in text
-    assert "one.sh" not in text
+    directives = [line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")]
+    assert {"partition=long", "array=0-1", "gres=gpu:2", "requeue", "open-mode=append"} <= set(directives)
+    assert "headline/one" not in text
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+    (project / "scripts/run_cells.py").write_text("import sys; print(*sys.argv[1:])")
     said = []
     for number in "01":
         environment = {**os.environ, "SLURM_ARRAY_TASK_ID": number}
         done = subprocess.run(["bash"], input=text, text=True, capture_output=True, env=environment)
         said.append(done.stdout)
-    assert said == ["two gpu= resume=1\n", "three gpu= resume=\n"]
-    assert run(monkeypatch, "one", "--slurm") == 2
+    assert said == ["headline/two\n", "baselines/three\n"]
+    assert run(monkeypatch, "--slurm", "long", "*", "--list", "--cpu") == 0
+    assert "gres" not in capsys.readouterr().out
+    assert run(monkeypatch, "--slurm", "long", "one") == 2
     assert "no job to submit" in capsys.readouterr().err
+
+
+def test_a_requeued_task_resumes_its_cell_or_skips_it(project, monkeypatch, capsys):
+    """A smoke check too, and one that was to overwrite: what it overwrote is gone by then."""
+    folder = project / "result/runs/one"
+    folder.mkdir(parents=True)
+    for name in ("transcript.jsonl", "SMOKE"):
+        (folder / name).write_text("")
+    log = project / "result/logs/one.log"
+    monkeypatch.setenv("OVERWRITE", "1")
+    run(monkeypatch, "headline/one")
+    assert log.read_text() == "one gpu= resume=\n"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    run(monkeypatch, "headline/one")
+    assert log.read_text() == "one gpu= resume=\none gpu= resume=1\n"
+    assert "one: resumed, done in" in capsys.readouterr().out
+    finish(project, "one")
+    run(monkeypatch, "headline/one")
+    assert "one: finished, skipped" in capsys.readouterr().out
+
+
+def test_a_job_is_submitted_and_what_slurm_says_is_shown(project, monkeypatch, capsys, tmp_path):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "sbatch").write_text(
+        f"#!/bin/sh\n[ -z \"$REFUSE\" ] || {{ echo 'sbatch: error: no such partition' >&2"
+        f"; exit 1; }}\ncat > {tmp_path}/job; echo '12;cluster'\n"
+    )
+    (tools / "sbatch").chmod(0o755)
+    path = os.environ["PATH"]
+    monkeypatch.setenv("PATH", f"{tools}:{path}")
+    finish(project, "one")
+    assert run(monkeypatch, "--slurm", "long", "*") == 0
+    assert capsys.readouterr().out.startswith("Slurm job 12: 2 cells, 1 finished ones skipped\n")
+    assert "#SBATCH --partition=long\n" in (tmp_path / "job").read_text()
+    monkeypatch.setenv("REFUSE", "1")
+    assert run(monkeypatch, "--slurm", "long", "*") == 2
+    assert capsys.readouterr().err == "error: no such partition\n"
+    (tools / "sbatch").unlink()
+    (tools / "bash").symlink_to("/bin/bash")
+    monkeypatch.setenv("PATH", str(tools))
+    assert run(monkeypatch, "--slurm", "long", "*") == 2
+    assert "sbatch is not installed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -156,6 +203,10 @@ def test_slurm_prints_an_array_of_what_is_left(project, monkeypatch, capsys):
         (["*"], {"RUN_ID": "x"}, "RUN_ID would put 3 cells into one folder"),
         (["*", "--gpus", "a"], {}, "--gpus takes different numbers"),
         (["*", "--gpus", "0,0"], {}, "--gpus takes different numbers"),
+        (["--slurm", "a b", "*"], {}, "--slurm takes a partition's name"),
+        (["--slurm", "long", "*", "--gpus", "0"], {}, "--gpus is for a run without --slurm"),
+        (["--slurm", "long", "*"], {"NUM_GPUS": "0"}, "NUM_GPUS must be a whole number"),
+        (["*", "--cpu"], {}, "--cpu belongs to --slurm"),
     ],
 )
 def test_wrong_input_is_one_line(arguments, environment, message, project, monkeypatch, capsys):
@@ -182,8 +233,8 @@ def test_the_real_cells_are_planned(monkeypatch):
 
 
 def test_the_shell_entry(tmp_path):
-    command = ["bash", str(ROOT / "scripts/run_cells.sh"), "zplladder_sst2_6p7b_lora_c25_*", "--list"]
-    environment = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "HOME": str(tmp_path)}
+    command = ["bash", str(ROOT / "scripts/run_cells.sh"), "zplladder_sst2_6p7b_lora_c25_*"]
+    environment = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "HOME": str(tmp_path), "DRY_RUN": "1"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) == 3
