@@ -70,6 +70,7 @@ class PACTrainer(PrivateRun):
         self._secret = secret_index(self._random, args.pac_m, self._earlier)
         self.mechanism = self._make_mechanism()
         self.releases: Counter[str] = Counter()
+        self._progress: list[dict[str, float]] = []
 
     @property
     def num_directions(self) -> int:
@@ -128,6 +129,7 @@ class PACTrainer(PrivateRun):
 
     def repeat(self, line: Record, path: Path) -> None:
         self.releases.update(repeat(self.mechanism, line, path))
+        self._note_progress()
 
     def start_records(self, head: Record) -> None:
         """As the base's; a continued run is claimed, so that no other one starts from its posterior."""
@@ -165,6 +167,7 @@ class PACTrainer(PrivateRun):
             releases.append(release)
             lines.append({**diagnostics(release), "signs": pack_signs(signs), "agreement": _agreement(signs)})
         self.releases.update(release.kind for release in releases)
+        self._note_progress()
         coefficients = tuple(release.bit for release in releases)
         facts = {
             "loss": self.step_loss,
@@ -177,6 +180,21 @@ class PACTrainer(PrivateRun):
 
     def _release_one(self, derivatives: np.ndarray, signs: np.ndarray) -> Release:
         return self.mechanism.release(derivatives if isinstance(self.mechanism, NonPrivate) else signs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As the base's; beside a training loss how far the run is, which tells of S* nothing that is not paid."""
+        if "loss" in logs and self._progress:
+            logs = {**logs, **self._progress[min(self.state.global_step, len(self._progress)) - 1]}
+            if self.step_seconds:
+                logs["samples_per_second"] = len(self.train_dataset) / self.step_seconds[-1]
+        super().log(logs, start_time)
+
+    def _note_progress(self) -> None:
+        """Share of the releases so far in which all subsets agreed, and the nats spent; after each step."""
+        spent = self.mechanism.spent_nats
+        if spent is not None:
+            share = self.releases["unanimous"] / self.releases.total()
+            self._progress.append({"unanimous": share, "spent_nats": float(spent)})
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -186,6 +186,19 @@ def test_pac_mi_by_the_bit_accounts_for_what_is_published(task, tmp_path):
     assert trainer.releases["noisy"] > 5
 
 
+def test_the_log_says_how_far_a_run_is(task, tmp_path):
+    """Unanimity and nats up to each step are those of the ledger; a run without a mechanism has neither."""
+    trainer, _ = train(fresh(task), tmp_path / "mi", num_samples=6, pac_mi=0.5, logging_steps=1)
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    lines = read_records(tmp_path / "mi" / "private" / "ledger.jsonl")[1:7]
+    assert [entry["spent_nats"] for entry in logged] == [line["spent_nats"] for line in lines]
+    agreed = np.cumsum([line["releases"][0]["kind"] == "unanimous" for line in lines])
+    assert [entry["unanimous"] for entry in logged] == (agreed / np.arange(1, 7)).tolist()
+    assert all(entry["samples_per_second"] > 0 for entry in logged)
+    free, _ = train(fresh(task), tmp_path / "free", num_samples=6, no_privacy=True, logging_steps=1)
+    assert not any({"unanimous", "spent_nats"} & set(entry) for entry in free.state.log_history)
+
+
 class Published:
     """Turns a sign wherever the published bit is not it."""
 
