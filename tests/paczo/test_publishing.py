@@ -29,7 +29,7 @@ def public_files(folder):
         if path.is_file() and "private" not in path.relative_to(folder).parts:
             content = path.read_bytes().replace(str(folder).encode(), b"RUN")
             if path.suffix == ".json":
-                content = re.sub(rb'"[a-z_]*(runtime|per_second)": [-+.e\d]+', b"", content)
+                content = re.sub(rb'"([a-z_]*(runtime|per_second)|spent_nats)": [-+.e\d]+', b"", content)
             if path.name == "README.md":
                 content = re.sub(rb"Spent: [-+.e\d]+ nats", b"", content)
             if path.name != "training_args.bin":  # holds the folder's name, and no more than the settings
