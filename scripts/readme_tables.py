@@ -1,4 +1,4 @@
-"""Write README's tables of measured figures from `result/published/*.json`, between their marks.
+"""Write the READMEs' tables of measured figures from `result/published/*.json`, between their marks.
 
 python -m scripts.readme_tables            # writes what differs
 python -m scripts.readme_tables --check    # writes nothing; exits 1 where something differs
@@ -17,7 +17,7 @@ from typing import Any
 from scripts.evidence import TUNING_SEED
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", *sorted(ROOT.glob("*/README.md")))
 PUBLISHED = ROOT / "result" / "published"
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 MFU = "of a matrix product's rate"
@@ -32,6 +32,7 @@ def tables(folder: Path = PUBLISHED) -> dict[str, str]:
         "generation": generation,
         "directions": directions,
         "precision": precision,
+        "in_context": in_context,
         "learning": learning,
         "sst2_evidence": sst2_evidence,
     }
@@ -102,7 +103,8 @@ def directions(content: dict[str, Figures]) -> str:
                     f"{int(k) * median['central'] / median['floor']:.1f}",
                     f"{int(k) * median['central'] / seconds:.1f}",
                     f"{figures['peak'][k] / 2**20:.0f} MiB",
-                    _share(figures.get("utilisation", {}).get(f"exact {k}")),
+                    # With a kept front a step is less than the passes that its share would count.
+                    "" if layers else _share(figures.get("utilisation", {}).get(f"exact {k}")),
                 )
             )
         sources.append(figures)
@@ -138,6 +140,20 @@ def precision(content: dict[str, Figures]) -> str:
             sources.append(figures)
     shares = "correlation with float64, each direction"
     head = ("weights", "derivatives", shares, "error / signal", "PAC-ZPL learns")
+    return _table(head, rows) + _measured_on(sources)
+
+
+def in_context(content: dict[str, Figures]) -> str:
+    """A row a task, a number of demonstrations and a calibration."""
+    rows, sources = [], []
+    for figures in content.values():
+        for row in figures.get("in_context", []):
+            scores = [next(one[name] for name in ("accuracy", "f1") if name in one) for one in row["scores"]]
+            calibration = row["calibration"].replace("icl_sfc", "sfc") or "none"
+            rows.append((row["task"], str(row["shots"]), calibration, _mean_and_spread(scores)))
+        if "in_context" in figures:
+            sources.append(figures)
+    head = ("task", "demonstrations", "calibration", "accuracy or F1 (of so many draws)")
     return _table(head, rows) + _measured_on(sources)
 
 
@@ -219,19 +235,26 @@ def _measured_on(sources: Sequence[Figures]) -> str:
 
 
 def filled(text: str, texts: dict[str, str]) -> str:
-    """README's text with each marked block replaced by its table; KeyError for a mark that has none."""
+    """A page's text with each marked block replaced by its table; KeyError for a mark that has none."""
     return BLOCK.sub(lambda match: match[1] + texts[match[2]] + match[3], text)
 
 
 def main() -> None:
-    """Write README where it differs, or with --check say so and exit 1."""
-    text = README.read_text("utf-8")
-    wanted = filled(text, tables())
-    check = "--check" in sys.argv
-    if wanted != text and not check:
-        README.write_text(wanted, encoding="utf-8")
-    print("README.md is as measured" if wanted == text else f"README.md {'differs' if check else 'written'}")
-    sys.exit(1 if check and wanted != text else 0)
+    """Write the pages that differ, or with --check say which do and exit 1."""
+    check, texts = "--check" in sys.argv, tables()
+    differing = []
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        wanted = filled(text, texts)
+        if wanted != text:
+            differing.append(page)
+            if not check:
+                page.write_text(wanted, encoding="utf-8")
+    for page in differing:
+        print(f"{page.relative_to(ROOT)} {'differs' if check else 'written'}")
+    if not differing:
+        print("the READMEs are as measured")
+    sys.exit(1 if check and differing else 0)
 
 
 if __name__ == "__main__":

@@ -173,18 +173,19 @@ class ParameterSpace:
             return
         self._tiles, self._tile_seeds = [], ()
         if 4 * len(seeds) * self.num_elements <= TILE_BYTES:
-            self._tiles, self._tile_seeds = list(self._drawn_tiles(seeds)), tuple(seeds)
+            self._tiles, self._tile_seeds = list(self._drawn_tiles(seeds, kept=True)), tuple(seeds)
             yield from self._tiles
         else:
-            yield from self._drawn_tiles(seeds)
+            yield from self._drawn_tiles(seeds, kept=False)
 
     def forget_noise(self) -> None:
         """Frees what `tiles` and `two_point` keep."""
         self._tiles, self._tile_seeds = [], ()
         self._noise, self._noise_seed = [], None
 
-    def _drawn_tiles(self, seeds: Sequence[int]) -> Iterator[NoiseTile]:
+    def _drawn_tiles(self, seeds: Sequence[int], kept: bool) -> Iterator[NoiseTile]:
         for buffer in self._buffers:
+            room: Tensor | None = None
             blocks = buffer.blocks()
             regions = [blocks] if buffer.flat.numel() <= CACHED_ELEMENTS else [[block] for block in blocks]
             begin = 0
@@ -192,8 +193,10 @@ class ParameterSpace:
                 elements = sum(block.values.numel() for block in region)
                 parts = self._parts(buffer, begin, begin + elements)
                 count = max(1, TILE_BYTES // (4 * elements))
+                if not kept and room is None:
+                    room = torch.empty(min(count, len(seeds)) * elements, device=buffer.flat.device)
                 for first in range(0, len(seeds), count):
-                    yield NoiseTile(first, drawn_rows(seeds[first : first + count], region), parts)
+                    yield NoiseTile(first, drawn_rows(seeds[first : first + count], region, room), parts)
                 begin += elements
 
     def _parts(self, buffer: _Buffer, begin: int, end: int) -> list[tuple[str, int, int, int]]:

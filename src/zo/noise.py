@@ -47,10 +47,15 @@ def drawn(jobs: Iterable[tuple[int, int, Tensor]]) -> Iterator[Tensor]:
         yield pending.popleft()[1].result()
 
 
-def drawn_rows(seeds: Sequence[int], blocks: Sequence[Block]) -> Tensor:
-    """Several directions over some neighbouring blocks at once: float32 (D, m), the blocks one after the other."""
+def drawn_rows(seeds: Sequence[int], blocks: Sequence[Block], room: Tensor | None = None) -> Tensor:
+    """Several directions over some neighbouring blocks at once: float32 (D, m), the blocks one after the other.
+
+    In `room` where it is given: float32, at least D m numbers. Fresh memory for each call costs more than its noise.
+    """
     sizes = [block.values.numel() for block in blocks]
-    rows = torch.empty(len(seeds), sum(sizes), device=blocks[0].values.device)
+    if room is None:
+        room = torch.empty(len(seeds) * sum(sizes), device=blocks[0].values.device)
+    rows = room[: len(seeds) * sum(sizes)].view(len(seeds), -1)
     jobs = [
         (part, seed, block.number)
         for row, seed in zip(rows, seeds, strict=True)
