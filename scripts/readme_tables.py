@@ -1,4 +1,6 @@
-"""Write README's tables of measured figures from `result/published/*.json`, between their marks.
+"""Write README's tables and drawings of measured figures from `result/published/*.json`.
+
+A table goes between its marks, a drawing into a file beside its figures.
 
 python -m scripts.readme_tables            # writes what differs
 python -m scripts.readme_tables --check    # writes nothing; exits 1 where something differs
@@ -14,7 +16,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.evidence import TUNING_SEED
+from paczo.report.evidence import TUNING_SEED, evidence_svg
+from src.pages import standalone
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -37,6 +40,13 @@ def tables(folder: Path = PUBLISHED) -> dict[str, str]:
     }
     texts = {name: make(content) for name, make in makers.items()}
     return {name: text for name, text in texts.items() if text.count("\n| ") > 1}
+
+
+def drawings(folder: Path = PUBLISHED) -> dict[str, str]:
+    """Content of each drawing that can be made, by file name."""
+    path = folder / "sst2_evidence.json"
+    drawing = evidence_svg(json.loads(path.read_text("utf-8"))) if path.exists() else ""
+    return {f"{path.stem}.svg": standalone(drawing)} if drawing else {}
 
 
 def speed(content: dict[str, Figures]) -> str:
@@ -174,7 +184,9 @@ def sst2_evidence(content: dict[str, Figures]) -> str:
             )
         )
     head = ("method", "test accuracy", "test loss", "attack bound", "rate", "steps, passes")
-    return _table(head, rows) + _measured_on(runs)
+    what = "Dev accuracy, dev loss and share of agreement against forward passes: mean, smallest and largest"
+    drawing = f"\n![{what}](result/published/sst2_evidence.svg)\n" if runs else ""
+    return _table(head, rows) + _measured_on(runs) + drawing
 
 
 def _mean_and_spread(values: Sequence[float]) -> str:
@@ -224,14 +236,18 @@ def filled(text: str, texts: dict[str, str]) -> str:
 
 
 def main() -> None:
-    """Write README where it differs, or with --check say so and exit 1."""
-    text = README.read_text("utf-8")
-    wanted = filled(text, tables())
+    """Write README and the drawings where they differ, or with --check say so and exit 1."""
     check = "--check" in sys.argv
-    if wanted != text and not check:
-        README.write_text(wanted, encoding="utf-8")
-    print("README.md is as measured" if wanted == text else f"README.md {'differs' if check else 'written'}")
-    sys.exit(1 if check and wanted != text else 0)
+    wanted = {README: filled(README.read_text("utf-8"), tables())}
+    wanted |= {PUBLISHED / name: text for name, text in drawings().items()}
+    differs = False
+    for path, text in wanted.items():
+        same = path.exists() and path.read_text("utf-8") == text
+        differs |= not same
+        if not same and not check:
+            path.write_text(text, encoding="utf-8")
+        print(f"{path.name} is as measured" if same else f"{path.name} {'differs' if check else 'written'}")
+    sys.exit(1 if check and differs else 0)
 
 
 if __name__ == "__main__":

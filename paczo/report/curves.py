@@ -75,7 +75,10 @@ def _between(x: Floats, curve: Floats) -> Floats:
 
 
 def draw(axes: Any, series: Sequence[Series], kind: Kind = "range") -> None:
-    """The lines and their bands, with labels but no legend, into axes of Matplotlib."""
+    """The lines and their bands, with labels but no legend, into axes of Matplotlib.
+
+    A series without points takes its colour all the same, so that each has one colour in all drawings.
+    """
     for one in series:
         found = band(one.runs, kind)
         (line,) = axes.plot(found.x, found.mean, marker="." if len(found.x) < 30 else None, label=_label(one))
@@ -86,6 +89,8 @@ def draw(axes: Any, series: Sequence[Series], kind: Kind = "range") -> None:
 def _label(series: Series) -> str:
     """A label that says how many runs there are, and that some left the finite numbers. "$" is no formula."""
     runs = [points for points in series.runs if points]
+    if not runs:
+        return "_nolegend_"
     wild = sum(1 for points in runs if not all(math.isfinite(y) for _, y in points))
     count = f" ({len(runs)} runs)" if len(runs) > 1 else ""
     label = series.label.replace("$", r"\$")
@@ -93,19 +98,23 @@ def _label(series: Series) -> str:
     return label + count + (f" (not finite: {wild} of {len(runs)})" if wild else "")
 
 
-def legend(axes: Any) -> None:
-    """Below the drawing, so that it covers no curve."""
-    axes.legend(loc="upper left", bbox_to_anchor=(0.0, -0.2), borderaxespad=0.0)
+def legend(axes: Any, *others: Any, columns: int = 1) -> None:
+    """Of these axes and others beside them; below, so that it covers no curve."""
+    found: dict[str, Any] = {}
+    for one in (axes, *others):
+        for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    place = {"loc": "upper left", "bbox_to_anchor": (0.0, -0.2), "borderaxespad": 0.0}
+    axes.legend([*found.values()], [*found], ncols=columns, **place)
 
 
 def curves_svg(series: Sequence[Series], *, x_label: str, y_label: str, title: str, kind: Kind = "range") -> str:
     """A drawing of the series as an SVG element; "" where none has a point."""
-    shown = [one for one in series if any(one.runs)]
-    if not shown:
+    if not any(any(one.runs) for one in series):
         return ""
     figure = Figure(figsize=(4.8, 2.8))
     axes = figure.subplots()
-    draw(axes, shown, kind)
+    draw(axes, series, kind)
     axes.set(xlabel=x_label, ylabel=y_label)
     axes.set_title(title.replace("$", r"\$"), fontsize=9, loc="left")
     legend(axes)

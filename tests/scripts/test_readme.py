@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from scripts.readme_tables import BLOCK, README, ROOT, filled, tables
+from scripts.readme_tables import BLOCK, PUBLISHED, README, ROOT, drawings, filled, tables
 
 
 def test_the_tables_are_as_measured():
@@ -14,6 +14,14 @@ def test_the_tables_are_as_measured():
     names = [match[2] for match in BLOCK.finditer(text)]
     assert sorted(names) == sorted(tables())
     assert filled(text, tables()) == text, "run python -m scripts.readme_tables"
+
+
+def test_the_drawings_are_there_and_the_readme_shows_no_other():
+    shown = re.findall(r"\]\((result/published/[\w.]+\.svg)\)", README.read_text("utf-8"))
+    assert shown == [f"result/published/{name}" for name in drawings()]
+    for name, text in drawings().items():
+        wanted = set(re.findall(r">([^<>]+)</text>", text))
+        assert wanted == set(re.findall(r">([^<>]+)</text>", (PUBLISHED / name).read_text("utf-8")))
 
 
 def test_a_changed_figure_is_seen():
