@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from paczo.report.evidence import TUNING_SEED
-from paczo.report.logs import evaluations
+from paczo.report.runs import evaluations
 from scripts.bench_tools import machine, now
 from src.utils import UserError, write_json
 

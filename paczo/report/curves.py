@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from paczo.report.logs import QUANTITIES, Log, Points, grouped
+from paczo.report.runs import QUANTITIES, Points, Run
 from src.pages import svg
 
 Floats = NDArray[np.float64]
@@ -121,33 +121,36 @@ def curves_svg(series: Sequence[Series], *, x_label: str, y_label: str, title: s
     return svg(figure)
 
 
-def drawings(logs: Sequence[Log], title: str, *, x: str = "steps", kind: Kind = "range") -> list[str]:
-    """Drawings of all that was measured of some runs, at most `MOST` curves in each.
+def drawings(groups: dict[str, list[Run]], title: str, *, x: str = "steps", kind: Kind = "range") -> list[str]:
+    """Drawings of all that was measured of some groups of runs, at most `MOST` groups in each.
 
     Args:
+        groups: of `grouped`.
         title: of what the runs have in common.
-        x: "steps", or "passes" for bare forward passes over the samples, which exact derivatives do not have.
+        x: "steps", or "passes" for bare forward passes, which exact derivatives do not have.
     """
-    groups = [(name, members) for name, members in grouped(logs).items() if any(log.points for log in members)]
-    label = "step" if x == "steps" else "forward passes over the samples"
+    label = "step" if x == "steps" else "forward passes"
+    drawn = [(name, members) for name, members in groups.items() if any(_points(run, None, x) for run in members)]
     found = []
-    for at in range(0, len(groups), MOST):
-        chosen = groups[at : at + MOST]
+    for at in range(0, len(drawn), MOST):
         for quantity in QUANTITIES:
             series = [
-                Series(_name(name, runs), [_points(log, quantity, x) for log in runs]) for name, runs in chosen
+                Series(_name(name, members), [_points(run, quantity, x) for run in members])
+                for name, members in drawn[at : at + MOST]
             ]
             found.append(curves_svg(series, x_label=label, y_label=quantity, title=title, kind=kind))
     return [drawing for drawing in found if drawing]
 
 
-def _name(name: str, members: Sequence[Log]) -> str:
-    going = sum(not log.finished for log in members)
+def _name(name: str, members: Sequence[Run]) -> str:
+    going = sum(run.metrics is None for run in members)
     return name if not going else f"{name}, {going} not finished"
 
 
-def _points(log: Log, quantity: str, x: str) -> Points:
-    points = log.points.get(quantity, [])
+def _points(run: Run, quantity: str | None, x: str) -> Points:
+    """Of one quantity, or of all."""
+    wanted = QUANTITIES if quantity is None else (quantity,)
+    points = [point for name in wanted for point in run.points.get(name, [])]
     if x == "steps":
         return points
-    return [] if log.passes_a_step is None else [(log.passes_a_step * step, y) for step, y in points]
+    return [] if run.passes_a_step is None else [(run.passes_a_step * step, y) for step, y in points]

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from paczo.report.curves import MOST, Series, curves_svg, draw, legend
-from paczo.report.logs import Points
+from paczo.report.runs import Points
 from src.pages import svg
 
 TUNING_SEED = 100  # of the draw that rates are chosen on; it is not among those that are reported

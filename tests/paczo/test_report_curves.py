@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from paczo.report.curves import MOST, Series, band, curves_svg, drawings
-from paczo.report.logs import Log, evaluations, grouped, natural, read_log
+from paczo.report.runs import Run, evaluations, find_runs, grouped, natural, read_run
 from src.pages import COLOURS, DARK, LIGHT, document, standalone
+from src.utils import UserError
 
 LABELS = {"x_label": "step", "y_label": "dev loss", "title": "a title"}
 
@@ -112,12 +113,12 @@ def test_a_run_that_has_not_ended_is_read_from_its_newest_readable_checkpoint(tm
     write_checkpoint(tmp_path, 10, [logged, entry(5, 2.0), entry(10, math.nan)])
     write_checkpoint(tmp_path, 100, []).write_text('{"log_history": [{"st')
     write_checkpoint(tmp_path, 101, []).write_text("[]")
-    log = read_log(tmp_path)
-    assert not log.finished
-    assert log.points["unanimous"] == [(5, 0.75)]
-    assert [step for step, _ in log.points["dev loss"]] == [5, 10]
-    assert math.isnan(log.points["dev loss"][1][1])
-    assert read_log(tmp_path / "none").points == {}
+    run = read_run(tmp_path)
+    assert run.metrics is None
+    assert run.points["unanimous"] == [(5, 0.75)]
+    assert [step for step, _ in run.points["dev loss"]] == [5, 10]
+    assert math.isnan(run.points["dev loss"][1][1])
+    assert read_run(tmp_path / "none").points == {}
 
 
 def test_a_finished_run_starts_before_training_and_counts_its_passes(tmp_path):
@@ -128,39 +129,58 @@ def test_a_finished_run_starts_before_training_and_counts_its_passes(tmp_path):
         "best_step": 2,
         "configuration": {"zo_derivative": "central", "pac_k": 4, "learning_rate": 1.0, "seed": 3},
     }
-    log = read_log(tmp_path, metrics)
-    assert log.points == {
+    run = read_run(tmp_path, metrics)
+    assert run.points == {
         "dev loss": [(0, 3.0), (2, 2.0)],
         "dev F1": [(0, 0.1), (2, 0.2)],
         "unanimous": [(4, 0.5)],
     }
-    assert log.passes_a_step == 8
-    assert "seed" not in log.settings
+    assert run.passes_a_step == 8
+    assert "seed" not in run.settings
     exact = {**metrics, "configuration": {"zo_derivative": "exact", "pac_k": 4}}
-    assert read_log(tmp_path, exact).passes_a_step is None
-    assert "forward passes" in drawings([log], "a", x="passes")[0]
-    assert drawings([read_log(tmp_path, exact)], "a", x="passes") == []
+    assert read_run(tmp_path, exact).passes_a_step is None
+    assert "forward passes" in drawings({"a": [run]}, "a", x="passes")[0]
+    assert drawings({"a": [read_run(tmp_path, exact)]}, "a", x="passes") == []
     batch = {**metrics, "configuration": {"zo_derivative": "central", "dp_k": 4, "dp_sample_rate": 0.25}}
-    assert read_log(tmp_path, batch).passes_a_step == 2
+    assert read_run(tmp_path, batch).passes_a_step == 2
+
+
+def made(name, points=None, **settings):
+    """A run of these settings; one without has not ended."""
+    return Run(name, None, {"configuration": settings} if settings else None, points or {})
 
 
 def test_runs_are_put_together_where_nothing_but_the_seed_differs():
-    settings = {"rate": 1.0}
-    names = ["K16_s0", "K4_s1", "K4_s0", "K4-s7", "K4_s0_x"]
-    logs = [Log(name, settings, True, {}) for name in names]
-    logs += [
-        Log("K4_s2", {}, False, {}),
-        Log("K4_s3", {"rate": 2.0}, True, {}),
-        Log("K16_s0", {"rate": 3.0}, True, {}),
+    runs = [
+        made(name, rate=1.0, seed=at) for at, name in enumerate(["K16_s0", "K4_s1", "K4_s0", "K4-s7", "K4_s0_x"])
     ]
-    found = {name: [log.name for log in members] for name, members in grouped(logs).items()}
-    assert found == {
+    runs += [made("K4_s2"), made("K4_s3", rate=2.0), made("K16_s0", rate=3.0)]
+    assert {name: [run.name for run in members] for name, members in grouped(runs).items()} == {
         "K4-s7, K4_s0, K4_s1, K4_s2": ["K4-s7", "K4_s0", "K4_s1", "K4_s2"],
         "K4_s3": ["K4_s3"],
         "K4_x": ["K4_s0_x"],
         "K16_s0": ["K16_s0"],
         "K16_s0'": ["K16_s0"],
     }
+
+
+def test_runs_are_found_by_folder_and_by_pattern(tmp_path):
+    for name in ("a/K16_s0", "a/K4_s0", "b[1]/c", "b[1]/d"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "metrics.json").touch()
+    (tmp_path / "a/K4_s0/metrics.json").rename(tmp_path / "a/K4_s0/transcript.jsonl")
+    (tmp_path / "a/empty").mkdir()
+    (tmp_path / "a/file").touch()
+
+    def names(*patterns):
+        return [path.name for path in find_runs([str(tmp_path / pattern) for pattern in patterns])]
+
+    assert names("a") == ["K4_s0", "K16_s0"]
+    assert names("a/*", "a/K4*", "b[1]") == ["K4_s0", "K16_s0", "c", "d"]
+    assert names("*/K4_s0") == names("a/K4_s0") == ["K4_s0"]
+    assert names("none") == []
+    with pytest.raises(UserError, match=r"no folder matches --runs .*/none\*"):
+        names("none*")
 
 
 @pytest.mark.parametrize(
@@ -181,8 +201,10 @@ def test_names_are_in_the_order_of_their_numbers(names):
 
 
 def test_many_runs_are_drawn_in_several_drawings():
-    logs = [Log(f"K{k}_s0", {"k": k}, k > 1, {"dev loss": [(0, 1.0), (1, 1.0 / k)]}) for k in range(1, MOST + 2)]
-    found = drawings(logs, "many")
+    points = {"dev loss": [(0, 1.0), (1, 0.5)]}
+    runs = [made(f"K{k}_s0", points, k=k) for k in range(2, MOST + 2)]
+    found = drawings(grouped([*runs, made("K1_s0", points), made("K0")]), "many")
     assert len(found) == 2
     assert ">K1, 1 not finished</text>" in found[0]
     assert f">K{MOST + 1}</text>" in found[1]
+    assert "K0" not in "".join(found)

@@ -1,4 +1,4 @@
-"""What a run's folder keeps of its course: scores on the dev set, and how often all subsets agreed.
+"""What a run's folder keeps: its figures, and its course, scores on the dev set and how often all subsets agreed.
 
 A finished run keeps the evaluations in `metrics.json`; every checkpoint keeps the trainer's log so far in
 `trainer_state.json`, which is all there is of a run that has not ended. Nothing private is read.
@@ -6,12 +6,15 @@ A finished run keeps the evaluations in `metrics.json`; every checkpoint keeps t
 
 from __future__ import annotations
 
+import glob
 import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from src.utils import UserError
 
 Points = list[tuple[float, float]]
 # Of the trainer's log -> as it is called here.
@@ -32,22 +35,59 @@ SEED_IN_NAME = re.compile(r"[-_]s(?:eed)?\d+(?=[-_]|$)")
 
 
 @dataclass(frozen=True)
-class Log:
-    """A run's course.
+class Run:
+    """A run's figures and its course.
 
     Attributes:
         name: of the folder.
-        settings: what must be equal in runs that are put together; empty where it is not known yet.
-        finished: whether there is a `metrics.json`.
+        folder: where it lies.
+        metrics: its `metrics.json`; None where it has not ended.
         points: (step, value) of each of `QUANTITIES` that was measured, steps ascending.
-        passes_a_step: bare forward passes over the samples; None where a step is more than such passes.
     """
 
     name: str
-    settings: dict[str, Any]
-    finished: bool
+    folder: Path
+    metrics: dict[str, Any] | None
     points: dict[str, Points]
-    passes_a_step: float | None = None
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """The metrics of a run that has ended."""
+        assert self.metrics is not None, self.name
+        return self.metrics
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What must be equal in runs that are put together; empty where it is not known yet."""
+        found = {} if self.metrics is None else self.metrics.get("configuration", {})
+        return {name: value for name, value in found.items() if name not in INCIDENTAL}
+
+    @property
+    def passes_a_step(self) -> float | None:
+        """Bare forward passes over what a step takes: 2 K with central differences; exact derivatives are none."""
+        settings = self.settings
+        if settings.get("zo_derivative") != "central" or settings.get("zo_batch_size"):
+            return None
+        directions = settings.get("pac_k") or settings.get("dp_k") or 1
+        return 2.0 * directions * (settings.get("dp_sample_rate") or 1.0)
+
+
+def find_runs(patterns: Iterable[str]) -> list[Path]:
+    """Folders of runs, in natural order: each pattern is a run's folder, a folder of such, or a glob of either.
+
+    Raises:
+        UserError: a glob matches nothing. A folder that is not there has no runs.
+    """
+    found: dict[Path, Path] = {}
+    for pattern in patterns:
+        matches = [Path(pattern)] if Path(pattern).exists() else [Path(path) for path in glob.glob(pattern)]
+        if not matches and set("*?[") & set(pattern):
+            raise UserError(f"no folder matches --runs {pattern}")
+        for path in matches:
+            for folder in [path] if is_run(path) else path.glob("*"):
+                if is_run(folder):
+                    found[folder.resolve()] = folder
+    return sorted(found.values(), key=lambda folder: natural(str(folder)))
 
 
 def is_run(folder: Path) -> bool:
@@ -57,14 +97,14 @@ def is_run(folder: Path) -> bool:
 
 def evaluations(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     """A finished run's evaluations, one a step, without that of the kept checkpoint at the end."""
-    entries: list[dict[str, Any]] = metrics["evaluations"]
+    entries: list[dict[str, Any]] = metrics.get("evaluations", [])
     if entries and metrics["best_step"] not in (None, entries[-1]["step"]):
         entries = entries[:-1]
     return [entry for at, entry in enumerate(entries) if entry["step"] not in {e["step"] for e in entries[:at]}]
 
 
-def read_log(folder: Path, metrics: dict[str, Any] | None = None) -> Log:
-    """The log of a run.
+def read_run(folder: Path, metrics: dict[str, Any] | None = None) -> Run:
+    """A run with its course.
 
     Args:
         metrics: of its `metrics.json`; None where it has not ended.
@@ -73,39 +113,34 @@ def read_log(folder: Path, metrics: dict[str, Any] | None = None) -> Log:
         KeyError, TypeError, ValueError: the metrics or the checkpoint's log are not a run's.
     """
     history = _history(folder)
-    before: dict[str, Any] = {}
-    settings: dict[str, Any] = {}
-    if metrics is not None:
-        configuration = metrics.get("configuration", {})
-        settings = {name: value for name, value in configuration.items() if name not in INCIDENTAL}
-        before = metrics.get("before", {}).get("dev", {})
-    evaluated = history if metrics is None or "evaluations" not in metrics else evaluations(metrics)
+    evaluated = history if metrics is None else evaluations(metrics)
     points = {**_points(evaluated, EVALUATED), **_points(history, LOGGED)}
+    before = {} if metrics is None else metrics.get("before", {}).get("dev", {})
     for name in points.keys() & EVALUATED.values():
         start = before.get(name.removeprefix("dev ").lower())
         if start is not None:
             points[name].insert(0, (0.0, float(start)))
-    return Log(folder.name, settings, metrics is not None, points, _passes(settings))
+    return Run(folder.name, folder, metrics, points)
 
 
-def grouped(logs: Iterable[Log]) -> dict[str, list[Log]]:
+def grouped(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """Runs that differ in nothing but their seeds, by a name without the seed, in natural order of the names.
 
     A run that has not ended has no settings yet: its name alone decides.
     """
-    found: list[tuple[str, list[Log]]] = []
-    for log in sorted(logs, key=lambda log: (not log.finished, natural(log.name))):
-        stem = SEED_IN_NAME.sub("", log.name)
-        like = (members for name, members in found if name == stem and log.settings in ({}, members[0].settings))
+    found: list[tuple[str, list[Run]]] = []
+    for run in sorted(runs, key=lambda run: (run.metrics is None, natural(run.name))):
+        stem = SEED_IN_NAME.sub("", run.name)
+        like = (members for name, members in found if name == stem and run.settings in ({}, members[0].settings))
         members = next(like, None)
         if members is None:
             members = []
             found.append((stem, members))
-        members.append(log)
+        members.append(run)
     stems = [stem for stem, _ in found]
-    named: dict[str, list[Log]] = {}
+    named: dict[str, list[Run]] = {}
     for stem, members in found:
-        name = stem if stems.count(stem) == 1 else ", ".join(log.name for log in members)
+        name = stem if stems.count(stem) == 1 else ", ".join(run.name for run in members)
         while name in named:  # folders of one name in several places
             name += "'"
         named[name] = members
@@ -141,10 +176,3 @@ def _history(folder: Path) -> list[dict[str, Any]]:
             continue
         return history
     return []
-
-
-def _passes(settings: dict[str, Any]) -> float | None:
-    """Central differences along K directions are 2 K passes over what a step takes; exact derivatives are none."""
-    if settings.get("zo_derivative") != "central" or settings.get("zo_batch_size"):
-        return None
-    return 2.0 * (settings.get("pac_k") or settings.get("dp_k") or 1) * (settings.get("dp_sample_rate") or 1.0)
