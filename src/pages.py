@@ -64,11 +64,12 @@ STYLE = (
     ".wide{overflow-x:auto;margin:.75rem 0}"
     "table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}"
     "td,th{border-bottom:1px solid var(--line);padding:.3rem .6rem;text-align:left;vertical-align:top}"
-    "th{background:var(--soft)}td:first-child{min-width:8rem}"
+    "th{background:var(--soft)}td:first-child{min-width:8rem;overflow-wrap:anywhere}"
     "pre{font-size:.8rem}code{font-size:.8rem;overflow-wrap:anywhere}"
     "details{border:1px solid var(--line);border-radius:6px;padding:.5rem .75rem;margin:1rem 0}"
     "summary{cursor:pointer;font-weight:600}"
-    ".drawing svg{width:100%;max-width:40rem;height:auto}"
+    ".drawing{display:grid;gap:1rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr))}"
+    ".drawing svg{width:100%;max-width:36rem;height:auto}"
 )
 
 

@@ -101,7 +101,8 @@ def _html(section: Section, level: int) -> str:
     if section.empty:
         return ""
     inner = [f"<p>{html.escape(section.note)}</p>"] if section.note else []
-    inner += [f'<div class="drawing">{drawing}</div>' for drawing in section.drawings]
+    if section.drawings:
+        inner.append(f'<div class="drawing">{"".join(section.drawings)}</div>')
     if section.table and section.table.rows:
         inner.append(section.table.html())
     inner += [_html(part, level + 1) for part in section.parts]
