@@ -2,8 +2,8 @@
 
 A plan (`scripts.evidence_sst2`) is a list of rows in the order of their weight. Each row names a training
 command, its options and a few learning rates. The rate is chosen on a tuning draw that is not among the reported
-ones, by the dev loss after the last step; then the row is run on every reported draw. All rows' first draw come
-before any row's second, so that a table that was stopped early has all its rows.
+ones, by the dev loss of the model that comes out; then the row is run on every reported draw. All rows' first draw
+come before any row's second, so that a table that was stopped early has all its rows.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 
+from paczo.report.evidence import TUNING_SEED
+from paczo.report.runs import evaluations
 from scripts.bench_tools import machine, now
 from src.utils import UserError, write_json
 
-TUNING_SEED = 100
 SEEDS = (0, 1, 2)
 PACZERO, DP = "paczo.run_paczo", "baselines.run_dp_zo"
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,14 +110,14 @@ class Evidence:
         return next((one for one in self.runs if all(one[k] == v for k, v in run.key.items())), None)
 
     def rate(self, row: Row) -> float | None:
-        """The rate whose tuning run ended at the lowest dev loss; None as long as one is missing."""
+        """The rate whose tuning run gave the model of lowest dev loss; None as long as one is missing."""
         row = self.rows[row.like] if row.like else row
         if len(row.rates) == 1:
             return row.rates[0]
         tuning = [(self.found(Run(row, rate, TUNING_SEED)), rate) for rate in row.rates]
         if any(figures is None for figures, _ in tuning):
             return None
-        return min((figures["dev_loss"][-1], rate) for figures, rate in tuning if figures is not None)[1]
+        return min((figures["after"]["dev"]["loss"], rate) for figures, rate in tuning if figures is not None)[1]
 
     def missing(self) -> Iterator[Run]:
         """What is to be run, in order; each is looked for when it is asked for, after those before it."""
@@ -209,13 +210,13 @@ class Evidence:
 
 def figures(metrics: dict[str, Any]) -> dict[str, Any]:
     """What is published of a run's `metrics.json`."""
-    curve = {entry["step"]: entry for entry in metrics["evaluations"]}
+    evaluated = evaluations(metrics)
     return {
         "before": metrics["before"],
         "after": metrics["after"],
-        "curve": sorted(curve),
-        "dev_loss": [curve[step]["eval_loss"] for step in sorted(curve)],
-        "dev_accuracy": [curve[step].get("eval_accuracy") for step in sorted(curve)],
+        "curve": [entry["step"] for entry in evaluated],
+        "dev_loss": [entry["eval_loss"] for entry in evaluated],
+        "dev_accuracy": [entry.get("eval_accuracy") for entry in evaluated],
         "best_step": metrics["best_step"],
         "privacy": metrics["privacy"],
         "seconds": metrics["seconds"]["total"],

@@ -1,4 +1,4 @@
-"""SmolLM2-135M as it is, zero-shot and behind demonstrations, with and without calibration, through `scripts/icl.sh`.
+"""SmolLM2-135M as it is, zero-shot and behind demonstrations, calibrated or not, through `scripts/icl.sh`.
 
 `DATA_DIR=... python -m scripts.icl_table`. What was measured is not measured again.
 """

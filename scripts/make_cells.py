@@ -39,9 +39,9 @@ def overview() -> str:
         "`python -m scripts.make_cells`; every script shows its settings as variables that can be overridden.",
         "`bash scripts/run_cells.sh PATTERN` runs several; `bash scripts/report.sh` puts all results on a page.",
         "",
-        "The cells take central differences (`DERIVATIVE=central`), two passes a direction: 128 in those of K = 64.",
+        "The cells take central differences (`DERIVATIVE=central`), two passes a direction: 128 where K = 64.",
         "`DERIVATIVE=exact` takes all K directions from one pass forward and one backward: on a CPU 2 to 3 bare",
-        "passes at K = 1 to 64 (README, `bash scripts/bench.sh directions`), and true ones also in half precision.",
+        "passes at K = 1 to 64 (README, `bash scripts/bench.sh directions`), and true ones in half precision too.",
         "It is another estimate of the same slopes, so the paper's figures are not measured with it.",
     ]
     for folder in FOLDERS:

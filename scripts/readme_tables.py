@@ -1,4 +1,6 @@
-"""Write the READMEs' tables of measured figures from `result/published/*.json`, between their marks.
+"""Write the READMEs' tables and drawings of measured figures from `result/published/*.json`.
+
+A table goes between its marks, a drawing into a file beside its figures.
 
 python -m scripts.readme_tables            # writes what differs
 python -m scripts.readme_tables --check    # writes nothing; exits 1 where something differs
@@ -14,7 +16,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.evidence import TUNING_SEED
+from paczo.report.evidence import TUNING_SEED, evidence_svg
+from src.pages import standalone
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", *sorted(ROOT.glob("*/README.md")))
@@ -38,6 +41,13 @@ def tables(folder: Path = PUBLISHED) -> dict[str, str]:
     }
     texts = {name: make(content) for name, make in makers.items()}
     return {name: text for name, text in texts.items() if text.count("\n| ") > 1}
+
+
+def drawings(folder: Path = PUBLISHED) -> dict[str, str]:
+    """Content of each drawing that can be made, by file name."""
+    path = folder / "sst2_evidence.json"
+    drawing = evidence_svg(json.loads(path.read_text("utf-8"))) if path.exists() else ""
+    return {f"{path.stem}.svg": standalone(drawing)} if drawing else {}
 
 
 def speed(content: dict[str, Figures]) -> str:
@@ -190,7 +200,9 @@ def sst2_evidence(content: dict[str, Figures]) -> str:
             )
         )
     head = ("method", "test accuracy", "test loss", "attack bound", "rate", "steps, passes")
-    return _table(head, rows) + _measured_on(runs)
+    what = "Dev accuracy, dev loss and share of agreement against forward passes: mean, smallest and largest"
+    drawing = f"\n![{what}](result/published/sst2_evidence.svg)\n" if runs else ""
+    return _table(head, rows) + _measured_on(runs) + drawing
 
 
 def _mean_and_spread(values: Sequence[float]) -> str:
@@ -240,20 +252,17 @@ def filled(text: str, texts: dict[str, str]) -> str:
 
 
 def main() -> None:
-    """Write the pages that differ, or with --check say which do and exit 1."""
+    """Write the pages and drawings that differ, or with --check say which do and exit 1."""
     check, texts = "--check" in sys.argv, tables()
-    differing = []
-    for page in PAGES:
-        text = page.read_text("utf-8")
-        wanted = filled(text, texts)
-        if wanted != text:
-            differing.append(page)
-            if not check:
-                page.write_text(wanted, encoding="utf-8")
-    for page in differing:
-        print(f"{page.relative_to(ROOT)} {'differs' if check else 'written'}")
+    wanted = {page: filled(page.read_text("utf-8"), texts) for page in PAGES}
+    wanted |= {PUBLISHED / name: text for name, text in drawings().items()}
+    differing = [path for path, text in wanted.items() if not path.exists() or path.read_text("utf-8") != text]
+    for path in differing:
+        if not check:
+            path.write_text(wanted[path], encoding="utf-8")
+        print(f"{path.relative_to(ROOT)} {'differs' if check else 'written'}")
     if not differing:
-        print("the READMEs are as measured")
+        print("tables and drawings are as measured")
     sys.exit(1 if check and differing else 0)
 
 

@@ -17,7 +17,7 @@ FLOORS = {
     "src.record": {"src.utils"},
     "src.engine": {"src.utils", "src.metrics"},
     "src.zo": {"src.utils", "src.tracks", "src.models", "src.record", "src.engine"},
-    "src.tofu": {"src.utils", "src.tasks", "src.models", "src.engine"},
+    "src.tofu": {"src.utils", "src.pages", "src.tasks", "src.models", "src.engine"},
     "pum": {"src", "pum.unlearn"},
     "pum.unlearn": {"src"},
     "paczo": {"src"},

@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-import io
 import math
-import re
 import statistics
 from collections.abc import Callable
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from paczo.bounds import posterior_success
 from paczo.cells import DP_METHODS, Cell
+from paczo.report.curves import legend
 from paczo.report.tables import Matched, attack_success, family, score
+from src.pages import INK, svg
 
-matplotlib.rcParams["svg.fonttype"] = "none"
 Draw = Callable[..., str]
 
 
-def _svg(figure: Figure) -> str:
-    """The figure as an element: no XML header, no date, so that equal results give equal pages."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
-    return re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)
-
-
 def _figure() -> Figure:
-    return Figure(figsize=(7, 3.6))
+    return Figure(figsize=(4.8, 3.0))
 
 
 def _scores(cells: list[Cell], matched: Matched, key: Callable[[Cell], Any]) -> dict[Any, list[float]]:
     found: dict[Any, list[float]] = {}
     for cell in cells:
         if cell["run_id"] in matched:
-            found.setdefault(key(cell), []).append(score(matched[cell["run_id"]]))
+            found.setdefault(key(cell), []).append(score(matched[cell["run_id"]].figures))
     return dict(sorted(found.items()))
 
 
@@ -64,12 +55,14 @@ def plateau(rows: list[Cell], matched: Matched) -> str:
     if not drawn:
         return ""
     axes.set(xscale="log", xlabel="budget (nats)", ylabel="test accuracy (%)")
-    axes.legend()
+    legend(axes)
     nats = sorted({float(cell["mi"]) for cell in chosen})
     second = axes.twinx()
-    second.plot(nats, [posterior_success(value) for value in nats], "k:", linewidth=1)
+    second.plot(nats, [posterior_success(value) for value in nats], color=INK, linestyle=":", linewidth=1)
+    second.grid(False)
+    second.spines["right"].set_visible(True)
     second.set(ylabel="attack success at most (dotted)", ylim=(0.45, 1.05))
-    return _svg(figure)
+    return svg(figure)
 
 
 def _model(cell: Cell) -> str:
@@ -97,8 +90,8 @@ def _series(
         axes.set(xlabel=title, ylabel="test accuracy (%)")
         if log:
             axes.set_xscale("log")
-        axes.legend()
-        return _svg(figure)
+        legend(axes)
+        return svg(figure)
 
     return draw
 
@@ -106,22 +99,23 @@ def _series(
 def mechanism(rows: list[Cell], matched: Matched) -> str:
     """Bars, one a release and number of steps."""
     chosen = [cell for cell in rows if cell["run_id"].startswith("mech_")]
-    values = _scores(chosen, matched, lambda cell: f"{cell['ablation']}\nT={cell['steps']}")
+    values = _scores(chosen, matched, lambda cell: f"{cell['ablation']}, T={cell['steps']}")
     return _bars(values, "test accuracy (%)")
 
 
 def _bars(values: dict[str, list[float]], label: str, line: float | None = None) -> str:
     if not values:
         return ""
-    figure = Figure(figsize=(max(5.0, 1.05 * len(values)), 3.6))
+    figure = Figure(figsize=(4.8, 0.5 + 0.32 * len(values)))
     axes = figure.subplots()
+    names = [name.replace("$", r"\$") for name in values]
     means = [statistics.mean(v) for v in values.values()]
-    axes.bar(list(values), means, yerr=_spread(values), capsize=3)
-    axes.set(ylabel=label, ylim=(0, 100))
-    axes.tick_params(axis="x", labelsize=8)
+    axes.barh(names, means, xerr=_spread(values), capsize=3)
+    axes.invert_yaxis()  # the first on top
+    axes.set(xlabel=label, xlim=(0, 100))
     if line is not None:
-        axes.axhline(line, color="k", linestyle=":", linewidth=1)
-    return _svg(figure)
+        axes.axvline(line, color=INK, linestyle=":", linewidth=1)
+    return svg(figure)
 
 
 def equal_success(rows: list[Cell], matched: Matched) -> str:
@@ -149,19 +143,19 @@ def equal_success(rows: list[Cell], matched: Matched) -> str:
     if not drawn:
         return ""
     axes.set(xlabel="attack success at most", ylabel="test accuracy (%)")
-    axes.legend()
-    return _svg(figure)
+    legend(axes)
+    return svg(figure)
 
 
 def learning(measured: dict[str, Any]) -> str:
     """Accuracy of each method on the learning task; the dotted line is the start."""
-    values = {row["method"].replace(" ", "\n", 1): [100 * v for v in row["accuracy"]] for row in measured["rows"]}
+    values = {row["method"]: [100 * v for v in row["accuracy"]] for row in measured["rows"]}
     return _bars(values, "accuracy (%)", 100 * statistics.mean(measured["before"]))
 
 
 def ledger_plot(steps: list[dict[str, Any]]) -> str:
     """Noise, spent nats and unanimity over a run's steps. Private."""
-    figure = Figure(figsize=(7, 6))
+    figure = Figure(figsize=(4.8, 6))
     noise, spent, free = figure.subplots(3, 1, sharex=True)
     numbers = [line["step"] for line in steps]
     first = [line["releases"][0] for line in steps]
@@ -176,7 +170,7 @@ def ledger_plot(steps: list[dict[str, Any]]) -> str:
     running = [statistics.mean(shares[max(0, at - 49) : at + 1]) for at in range(len(shares))]
     free.plot(numbers, running)
     free.set(ylabel="unanimous, last 50 steps", xlabel="step", ylim=(-0.05, 1.05))
-    return _svg(figure)
+    return svg(figure)
 
 
 PLOTS: dict[str, Draw] = {

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import html
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from fnmatch import fnmatch
 from typing import Any
 
 from paczo.bounds import epsilon_for_success, posterior_success, success_for_epsilon
-from paczo.cells import DP_METHODS, Cell
+from paczo.cells import DP_METHODS, Cell, cells
 from paczo.report.matching import is_cell
+from paczo.report.page import Table
+from paczo.report.runs import Run, natural
 
-Matched = dict[str, "Result"]
+Matched = dict[str, Run]
 # Percent, from arXiv 2605.06505: (task, model, track, method, nats) -> mean, standard deviation.
 PAPER: dict[tuple[str, str, str, str, str], tuple[float, float | None]] = {
     ("SST2", "facebook/opt-1.3b", "ft", "pac-zpl", ""): (88.99, 0.91),
@@ -31,57 +32,73 @@ TABLE_3_NOTE = (
 
 
 @dataclass(frozen=True)
-class Result:
-    """A finished run: the name of its folder and its `metrics.json`."""
+class Cells:
+    """A table of cells: the lines of which something ran, and those of which something is missing."""
 
-    name: str
-    metrics: dict[str, Any]
-    folder: Path
-
-
-@dataclass(frozen=True)
-class Table:
-    head: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-
-    def markdown(self) -> str:
-        lines = [self.head, tuple("---" for _ in self.head), *self.rows]
-        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-    def html(self) -> str:
-        def row(values: Iterable[str], tag: str) -> str:
-            return "<tr>" + "".join(f"<{tag}>{html.escape(value)}</{tag}>" for value in values) + "</tr>"
-
-        return f"<table>{row(self.head, 'th')}{''.join(row(values, 'td') for values in self.rows)}</table>"
+    ran: Table
+    missing: Table
 
 
-def score(result: Result) -> float:
+def score(metrics: Mapping[str, Any]) -> float:
     """Test accuracy or F1 in percent."""
-    test = result.metrics["after"]["test"]
+    test = metrics["after"]["test"]
     return 100 * float(test["f1"] if "f1" in test else test["accuracy"])
 
 
-def match(rows: list[Cell], results: list[Result]) -> Matched:
+def match(rows: list[Cell], runs: Iterable[Run]) -> Matched:
     """The run of each cell by run id: the folder's name and every setting must be the row's."""
-    by_name = {result.name: result for result in results}
+    by_name = {run.name: run for run in runs}
     return {
         cell["run_id"]: by_name[cell["run_id"]]
         for cell in rows
-        if cell["run_id"] in by_name and is_cell(cell, by_name[cell["run_id"]].metrics["configuration"])
+        if cell["run_id"] in by_name and is_cell(cell, by_name[cell["run_id"]].figures["configuration"])
     }
 
 
 def summary(members: list[Cell], matched: Matched) -> tuple[str, str]:
-    """ "mean +- std" of the runs there are, and how many of how many."""
-    found = [matched[cell["run_id"]] for cell in members if cell["run_id"] in matched]
-    values = [score(result) for result in found]
-    count = f"{len(values)} of {len(members)}"
-    if not values:
-        return "missing", count
-    if any("reproducible" in result.metrics["privacy"]["secrets"] for result in found):
+    """ "mean +- std" of the runs there are, and how many of how many; ("", "0 of n") where none ran."""
+    found = [matched[cell["run_id"]].figures for cell in members if cell["run_id"] in matched]
+    count = f"{len(found)} of {len(members)}"
+    if any("reproducible" in metrics["privacy"]["secrets"] for metrics in found):
         count += ", reproducible secrets"
+    return mean_and_spread([score(metrics) for metrics in found]), count
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation; "" of nothing."""
+    if not values:
+        return ""
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{spread}", count
+    return f"{statistics.mean(values):.2f}{spread}"
+
+
+def commands(members: Iterable[Cell]) -> str:
+    """What to type to run these cells: one script, or all that a pattern matches where it matches no other."""
+    paths = {cell["run_id"]: f"scripts/{cell['folder']}/{cell['run_id']}.sh" for cell in members}
+    first, last = min(paths), max(paths)
+    same = next((at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    pattern = f"{first[:same]}*"
+    if len(paths) > 1 and paths.keys() == {c["run_id"] for c in cells() if fnmatch(c["run_id"], pattern)}:
+        return f"bash scripts/run_cells.sh '{pattern}'"
+    return " && ".join(f"bash {path}" for path in paths.values())
+
+
+def _split(
+    head: tuple[str, ...], groups: dict[tuple[str, ...], list[Cell]], matched: Matched, *, paper: bool = False
+) -> Cells:
+    """A line a group, by the numbers in their names; of one that ran in part, the rest is missing."""
+    ran, missing = [], []
+    for key, members in sorted(groups.items(), key=lambda item: [natural(text) for text in item[0]]):
+        left = [cell for cell in members if cell["run_id"] not in matched]
+        if len(left) < len(members):
+            ran.append((*key, *summary(members, matched), *((_paper(members[0]),) if paper else ())))
+        if left:
+            # Cells that are finished are skipped, so the pattern may be of all.
+            missing.append((*key, f"{len(left)} of {len(members)}", commands(members if len(left) > 1 else left)))
+    return Cells(
+        Table((*head, "score", "n", *(("paper",) if paper else ())), ran),
+        Table((*head, "missing", "command"), missing, commands=True),
+    )
 
 
 def _paper(cell: Cell) -> str:
@@ -106,25 +123,19 @@ def _grouped(rows: Iterable[Cell], key: Callable[[Cell], Any]) -> dict[Any, list
     return groups
 
 
-def headline(rows: list[Cell], matched: Matched) -> Table:
+def headline(rows: list[Cell], matched: Matched) -> Cells:
     chosen = [cell for cell in rows if cell["folder"] == "headline"]
-    lines = [
-        (*key, *summary(members, matched), _paper(members[0]))
-        for key, members in _grouped(chosen, lambda cell: (_model(cell), _method(cell))).items()
-    ]
-    return Table(("task and model", "method", "score", "n", "paper"), lines)
+    groups = _grouped(chosen, lambda cell: (_model(cell), _method(cell)))
+    return _split(("task and model", "method"), groups, matched, paper=True)
 
 
-def _by_prefix(prefix: str, title: str, label: Callable[[Cell], str]) -> Callable[[list[Cell], Matched], Table]:
+def _by_prefix(prefix: str, title: str, label: Callable[[Cell], str]) -> Callable[[list[Cell], Matched], Cells]:
     """A table of the cells whose run id starts so, one line for each model and label."""
 
-    def make(rows: list[Cell], matched: Matched) -> Table:
+    def make(rows: list[Cell], matched: Matched) -> Cells:
         chosen = [cell for cell in rows if cell["run_id"].startswith(prefix)]
         groups = _grouped(chosen, lambda cell: (_model(cell), label(cell)))
-        return Table(
-            ("task and model", title, "score", "n"),
-            [(*key, *summary(members, matched)) for key, members in groups.items()],
-        )
+        return _split(("task and model", title), groups, matched)
 
     return make
 
@@ -140,17 +151,17 @@ nonprivate_squad = _by_prefix(
 )
 
 
-def plateau(rows: list[Cell], matched: Matched) -> Table:
-    chosen = [cell for cell in rows if cell["run_id"].startswith("plateau_")]
-    lines = []
-    for cell in sorted(chosen, key=lambda cell: (cell["track"], float(cell["mi"]))):
+def plateau(rows: list[Cell], matched: Matched) -> Cells:
+    def key(cell: Cell) -> tuple[str, ...]:
         success = posterior_success(float(cell["mi"]))
-        epsilon = epsilon_for_success(success)
-        lines.append((_model(cell), cell["mi"], f"{success:.4f}", f"{epsilon:.3f}", *summary([cell], matched)))
-    return Table(("task and model", "nats", "attack success at most", "as epsilon", "score", "n"), lines)
+        return _model(cell), cell["mi"], f"{success:.4f}", f"{epsilon_for_success(success):.3f}"
+
+    chosen = [cell for cell in rows if cell["run_id"].startswith("plateau_")]
+    head = ("task and model", "nats", "attack success at most", "as epsilon")
+    return _split(head, _grouped(chosen, key), matched)
 
 
-def equal_success(rows: list[Cell], matched: Matched) -> Table:
+def equal_success(rows: list[Cell], matched: Matched) -> Cells:
     """PAC cells and DP cells by the attack success they allow."""
     chosen = [
         cell
@@ -158,17 +169,23 @@ def equal_success(rows: list[Cell], matched: Matched) -> Table:
         if (cell["task"], cell["model"], cell["track"]) == ("SST2", "facebook/opt-1.3b", "ft")
         and (cell["method"] in DP_METHODS or cell["folder"] == "headline" or cell["run_id"].startswith("plateau_"))
     ]
-    groups = _grouped(chosen, lambda cell: round(attack_success(cell), 2))
     columns = ("PACZero", "dpzero", "dp-aggzo")
-    lines = []
-    for _, members in sorted(groups.items()):
+    ran, missing = [], []
+    for _, members in sorted(_grouped(chosen, lambda cell: round(attack_success(cell), 2)).items()):
+        success = max(attack_success(cell) for cell in members)
+        start = (f"{success:.4f}", f"{epsilon_for_success(success):.2f}")
         texts = []
         for column in columns:
             mine = [cell for cell in members if family(cell) == column]
-            texts.append("; ".join(_labelled(mine, matched)) or "no such cell")
-        success = max(attack_success(cell) for cell in members)
-        lines.append((f"{success:.4f}", f"{epsilon_for_success(success):.2f}", *texts))
-    return Table(("attack success at most", "as epsilon", *columns), lines)
+            texts.append("; ".join(_labelled(mine, matched)) or ("not run" if mine else "no such cell"))
+        if any(cell["run_id"] in matched for cell in members):
+            ran.append((*start, *texts))
+        left = [cell for cell in members if cell["run_id"] not in matched]
+        missing += [
+            (*start, f"{family(left[0])}, {name}", commands(left)) for name, left in _by_label(left).items()
+        ]
+    head = ("attack success at most", "as epsilon")
+    return Cells(Table((*head, *columns), ran), Table((*head, "missing", "command"), missing, commands=True))
 
 
 def family(cell: Cell) -> str:
@@ -183,14 +200,18 @@ def attack_success(cell: Cell) -> float:
     return posterior_success(float(cell["mi"])) if cell["mi"] else 0.5
 
 
-def _labelled(members: list[Cell], matched: Matched) -> list[str]:
+def _by_label(members: list[Cell]) -> dict[str, list[Cell]]:
     def label(cell: Cell) -> str:
         if cell["method"] in DP_METHODS:
-            return f"epsilon {cell['epsilon']}, T={cell['steps']}"
+            return f"{cell['method']} epsilon {cell['epsilon']}, T={cell['steps']}"
         return f"{cell['mi']} nats" if cell["mi"] else "0 nats"
 
-    groups = _grouped(members, label)
-    return [f"{name}: {' ('.join(summary(mine, matched))})" for name, mine in groups.items()]
+    return _grouped(members, label)
+
+
+def _labelled(members: list[Cell], matched: Matched) -> list[str]:
+    texts = [(name, summary(mine, matched)) for name, mine in _by_label(members).items()]
+    return [f"{name}: {text} ({count})" for name, (text, count) in texts if text]
 
 
 def learning_note(measured: dict[str, Any]) -> str:
@@ -213,34 +234,44 @@ def learning(measured: dict[str, Any]) -> Table:
     return Table(("method", "accuracy", "n", "samples evaluated", "rate", "tuning: rate and accuracy"), lines)
 
 
-def other_runs(results: list[Result]) -> Table:
+def setting(metrics: Mapping[str, Any]) -> str:
+    """Task, model and track of a run."""
+    found = metrics["configuration"]
+    tracks = ("lora", "prefix_tuning", "head_tuning")
+    track = next((name.removesuffix("_tuning") for name in tracks if found.get(name)), "ft")
+    return f"{found['task_name']} {found['model_name'].rpartition('/')[2]} {track}"
+
+
+def method(metrics: Mapping[str, Any]) -> str:
+    """What a run did, and what has to be said with it."""
+    privacy = metrics["privacy"]
+    label = f", {metrics['label']}" if "label" in metrics else ""
+    return privacy["mechanism"] + ("" if privacy["private"] else " (not private)") + label
+
+
+def other_run(run: Run) -> tuple[str, ...]:
+    """A line on a run by itself; KeyError, TypeError or ValueError where its metrics are not a run's."""
+    metrics = run.figures
+    bound, share = metrics["privacy"].get("posterior_success_bound"), unanimity(metrics)
+    return (
+        run.name + (" (smoke)" if metrics["configuration"].get("smoke") else ""),
+        setting(metrics),
+        method(metrics),
+        f"{metrics['configuration']['learning_rate']:g}",
+        str(metrics["steps"]),
+        f"{score(metrics):.2f}",
+        "none" if bound is None else f"{bound:.4f}",
+        "" if share is None else f"{share:.2f}",
+    )
+
+
+def other_runs(runs: Iterable[Run]) -> Table:
     """Runs that are no cell of the paper, each with what it was."""
-    lines = []
-    for result in results:
-        found, privacy = result.metrics["configuration"], result.metrics["privacy"]
-        bound = privacy.get("posterior_success_bound")
-        share = unanimity(result.metrics)
-        tracks = ("lora", "prefix_tuning", "head_tuning")
-        track = next((name.removesuffix("_tuning") for name in tracks if found.get(name)), "ft")
-        lines.append(
-            (
-                result.name + (" (smoke)" if found.get("smoke") else ""),
-                f"{found['task_name']} {found['model_name'].rpartition('/')[2]} {track}",
-                privacy["mechanism"]
-                + ("" if privacy["private"] else " (not private)")
-                + (f", {result.metrics['label']}" if "label" in result.metrics else ""),
-                f"{found['learning_rate']:g}",
-                str(result.metrics["steps"]),
-                f"{score(result):.2f}",
-                "none" if bound is None else f"{bound:.4f}",
-                "" if share is None else f"{share:.2f}",
-            )
-        )
     head = ("run", "task and model", "method", "rate", "steps", "score", "attack success at most", "unanimous")
-    return Table(head, lines)
+    return Table(head, [other_run(run) for run in runs])
 
 
-def unanimity(metrics: dict[str, Any]) -> float | None:
+def unanimity(metrics: Mapping[str, Any]) -> float | None:
     """Share of the releases that were free because all subsets agreed; None for other mechanisms."""
     releases = metrics["privacy"]["releases"]
     total = sum(releases.values())

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import html
-import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from src.pages import INK, document, svg
 from src.tofu.runs import Column, side_by_side
 from src.utils import UserError
 
 MARKERS = {"before": "s", "plain": "o", "PUM": "^"}
 LEAST = 1e-30  # p-values below are drawn there
-STYLE = "body{font:15px sans-serif;max-width:1000px;margin:2em auto}svg{max-width:100%;height:auto}"
 
 
 def write_page(path: Path, tasks: Mapping[str, Mapping[str, Column]]) -> None:
     """Write the page of {task: {"before", "plain", "PUM": scores}}; raises `UserError` where it cannot."""
-    tables = "".join(f"<pre>{html.escape(side_by_side(task, columns))}</pre>" for task, columns in tasks.items())
-    text = (
-        f"<!doctype html><meta charset=utf-8><title>Unlearning</title><style>{STYLE}</style>{plot(tasks)}{tables}"
-    )
+    tables = [side_by_side(task, columns) for task, columns in tasks.items()]
+    body = "".join(f'<div class="wide"><pre>{html.escape(table)}</pre></div>' for table in tables)
+    text = document("Unlearning", f'<h1>Unlearning</h1><div class="drawing">{plot(tasks)}</div>{body}')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n", encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write the page {path}: {error.strerror}") from error
 
@@ -48,11 +46,11 @@ def plot(tasks: Mapping[str, Mapping[str, Column]]) -> str:
     if not found:
         return "<p>No run has a forget quality: give a retain log.</p>"
     names = [task for task in tasks if any(task == point[0] for point in found)]
-    figure = Figure(figsize=(8, 5))
+    figure = Figure(figsize=(4.8, 4.2))
     axes = figure.subplots()
     for index, task in enumerate(["", *names]):
         mine = [(kind, u, math.log10(max(q, LEAST))) for name, kind, u, q in found if name == task]
-        color = "black" if not task else f"C{(index - 1) % 10}"
+        color = INK if not task else f"C{(index - 1) % 10}"
         axes.plot([u for _, u, _ in mine], [q for _, _, q in mine], color=color, linewidth=0.7)
         for kind, utility, quality in mine:
             label = " ".join(part for part in (task, kind) if part)
@@ -60,8 +58,5 @@ def plot(tasks: Mapping[str, Mapping[str, Column]]) -> str:
     axes.axhline(math.log10(0.05), color="grey", linestyle=":", linewidth=0.8)
     axes.set_xlabel("model utility")
     axes.set_ylabel("log10 of forget quality (p-value; dotted: 0.05)")
-    axes.legend(fontsize=7)
-    drawing = io.StringIO()
-    figure.savefig(drawing, format="svg")
-    text = drawing.getvalue()
-    return text[text.index("<svg") :]
+    axes.legend(loc="upper left", bbox_to_anchor=(0.0, -0.15), ncols=2, fontsize=7)
+    return svg(figure)

@@ -50,7 +50,7 @@ def drawn(jobs: Iterable[tuple[int, int, Tensor]]) -> Iterator[Tensor]:
 def drawn_rows(seeds: Sequence[int], blocks: Sequence[Block], room: Tensor | None = None) -> Tensor:
     """Several directions over some neighbouring blocks at once: float32 (D, m), the blocks one after the other.
 
-    In `room` where it is given: float32, at least D m numbers. Fresh memory for each call costs more than its noise.
+    In `room` where it is given: float32, at least D m numbers. Fresh memory costs more than the noise in it.
     """
     sizes = [block.values.numel() for block in blocks]
     if room is None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from paczo.report.evidence import TUNING_SEED, panels
 from scripts import evidence_sst2
-from scripts.evidence import PACZERO, ROOT, SEEDS, TUNING_SEED, Evidence, Row, Run
+from scripts.evidence import PACZERO, ROOT, SEEDS, Evidence, Row, Run
 from src.utils import UserError
 
 SWEPT = Row("swept", ("--a",), steps=3, passes=2.0, rates=(0.1, 0.2, 0.3))
@@ -32,7 +33,7 @@ class Recorded(Evidence):
             if len(self.made) == self.dies_at:
                 raise KeyboardInterrupt
             self.made.append(run)
-        return {"dev_loss": [1.0, LOSSES[run.rate]], "seconds": 20.0, "passes": run.row.passes}
+        return {"after": {"dev": {"loss": LOSSES[run.rate]}}, "seconds": 20.0, "passes": run.row.passes}
 
 
 def test_the_rate_with_the_lowest_dev_loss_of_the_tuning_draw_is_taken(tmp_path):
@@ -96,6 +97,10 @@ def test_a_run_of_a_tiny_model_is_published(tmp_path, text_model, monkeypatch):
     assert len(run["agreement"]) == 2
     assert all(0 <= share <= 1 for share in run["agreement"])
     assert set(run["after"]) == {"dev", "test"}
+    drawn = panels({"runs": [run]})["Zero nats, and not private"]
+    (losses,), (shares,) = drawn["dev loss"][0].runs, drawn["all subsets agree"][0].runs
+    assert losses == [(0, run["before"]["dev"]["loss"]), (0.5, run["dev_loss"][0]), (1, run["dev_loss"][1])]
+    assert [x for x, _ in shares] == [0.25, 0.75]
     assert str(tmp_path) not in json.dumps(run)
 
 

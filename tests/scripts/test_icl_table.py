@@ -34,7 +34,7 @@ def runs(monkeypatch, tmp_path):
 
 def test_a_failed_run_is_named_and_what_ended_before_is_not_run_again(runs, tmp_path):
     words = ["--output_dir", str(tmp_path / "out"), "--work_dir", "work"]
-    with pytest.raises(UserError, match="^SQuAD-0-plain-0: error: no squad$"):
+    with pytest.raises(UserError, match=r"^SQuAD-0-plain-0: error: no squad$"):
         icl_table.main(words)
     assert not (tmp_path / "out").exists()
     first = list(runs)

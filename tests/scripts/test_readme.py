@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from scripts.readme_tables import BLOCK, PAGES, ROOT, filled, tables
+from scripts.readme_tables import BLOCK, PAGES, PUBLISHED, ROOT, drawings, filled, tables
 
 README = ROOT / "README.md"
 
@@ -16,6 +16,14 @@ def test_the_tables_are_as_measured_and_each_is_shown_once():
     names = [match[2] for text in texts for match in BLOCK.finditer(text)]
     assert sorted(names) == sorted(tables())
     assert [filled(text, tables()) for text in texts] == texts, "run python -m scripts.readme_tables"
+
+
+def test_the_drawings_are_there_and_the_readme_shows_no_other():
+    shown = re.findall(r"\]\((result/published/[\w.]+\.svg)\)", README.read_text("utf-8"))
+    assert shown == [f"result/published/{name}" for name in drawings()]
+    for name, text in drawings().items():
+        wanted = set(re.findall(r">([^<>]+)</text>", text))
+        assert wanted == set(re.findall(r">([^<>]+)</text>", (PUBLISHED / name).read_text("utf-8")))
 
 
 def test_a_changed_figure_is_seen():

@@ -1,0 +1,122 @@
+"""The published course of the SST-2 runs: accuracy, loss and agreement against forward passes, by method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from paczo.report.curves import MOST, Series, curves_svg, draw, legend
+from paczo.report.runs import Points
+from src.pages import svg
+
+TUNING_SEED = 100  # of the draw that rates are chosen on; it is not among those that are reported
+X_LABEL = "passes over 1,000 samples"
+PRIVATE_MEANS = ("PAC-MI", "DPZero", "DP-AggZO")
+SIZES = ("N = ", "dev set", "rows")
+Published = dict[str, Any]
+Panels = dict[str, dict[str, list[Series]]]
+
+
+def panels(published: Published) -> Panels:
+    """Group of methods -> quantity -> a series a method, in the order of the plan, the same in all quantities.
+
+    Groups and quantities without a point are left out.
+
+    Args:
+        published: `sst2_evidence.json`: "runs", each with its "row" (the method's name), "seed", "steps", "passes"
+            of the whole run, the steps "curve" at which "dev_loss" and "dev_accuracy" were measured, those
+            "before" training, and "agreement", the unanimous share of each step's releases.
+    """
+    runs = [run for run in published["runs"] if run["seed"] != TUNING_SEED]
+    rows: dict[str, list[Published]] = {}
+    for run in runs:
+        rows.setdefault(run["row"], []).append(run)
+    found: Panels = {}
+    for title, belongs in GROUPS.items():
+        members = {name: rows[name] for name in rows if belongs(name)}
+        drawn = {
+            quantity: [Series(name, [of(run) for run in mine]) for name, mine in members.items()]
+            for quantity, of in QUANTITIES.items()
+        }
+        drawn = {name: series for name, series in drawn.items() if any(any(one.runs) for one in series)}
+        if drawn:
+            found[title] = drawn
+    return found
+
+
+def _is_budget(name: str) -> bool:
+    return name.startswith(PRIVATE_MEANS)
+
+
+def _is_size(name: str) -> bool:
+    return any(word in name for word in SIZES)
+
+
+GROUPS: dict[str, Callable[[str], bool]] = {
+    "Zero nats, and not private": lambda name: not _is_budget(name) and not _is_size(name),
+    "With a budget": _is_budget,
+    "Sizes of the training and dev sets": _is_size,
+}
+
+
+def _evaluated(quantity: str) -> Callable[[Published], Points]:
+    def points(run: Published) -> Points:
+        values, steps = run[f"dev_{quantity}"], run["curve"]
+        kept = run["best_step"] not in (None, *steps[-1:]) and run["dev_loss"][-1:] == [
+            run["after"]["dev"]["loss"]
+        ]
+        pairs = [*zip(steps, values, strict=True)][: -1 if kept else None]  # the end may be of the kept checkpoint
+        start = run["before"].get("dev", {}).get(quantity)
+        pairs = [(0, start), *pairs] if pairs else []
+        each = run["passes"] / run["steps"]
+        return [(each * step, float(value)) for step, value in pairs if value is not None]
+
+    return points
+
+
+def _agreement(run: Published) -> Points:
+    """Means over a twentieth of the run each, which a reader can follow."""
+    shares, each = run["agreement"], run["passes"] / run["steps"]
+    width = max(1, len(shares) // 20)
+    blocks = [(at, shares[at : at + width]) for at in range(0, len(shares), width)]
+    return [(each * (at + len(block) / 2), sum(block) / len(block)) for at, block in blocks]
+
+
+QUANTITIES: dict[str, Callable[[Published], Points]] = {
+    "dev accuracy": _evaluated("accuracy"),
+    "dev loss": _evaluated("loss"),
+    "all subsets agree": _agreement,
+}
+
+
+def evidence_drawings(published: Published) -> list[str]:
+    """Small drawings for a page that may be read on a phone."""
+    found = [
+        curves_svg(series[at : at + MOST], x_label=X_LABEL, y_label=quantity, title=title)
+        for title, quantities in panels(published).items()
+        for quantity, series in quantities.items()
+        for at in range(0, len(series), MOST)
+    ]
+    return [drawing for drawing in found if drawing]
+
+
+def evidence_svg(published: Published) -> str:
+    """All in one drawing, a row a group of methods; "" where nothing has run."""
+    rows = panels(published)
+    if not rows:
+        return ""
+    figure = Figure(figsize=(9.6, 3.6 * len(rows)))
+    figure.subplots_adjust(hspace=0.7, wspace=0.28)
+    grid = figure.subplots(len(rows), len(QUANTITIES), squeeze=False)
+    for (title, quantities), line in zip(rows.items(), grid, strict=True):
+        for axes, quantity in zip(line, QUANTITIES, strict=True):
+            if quantity in quantities:
+                draw(axes, quantities[quantity])
+                axes.set(xlabel=X_LABEL, ylabel=quantity)
+            else:
+                axes.set_axis_off()
+        line[0].set_title(title, loc="left", fontweight="bold")
+        legend(*line, columns=3)
+    return svg(figure)
