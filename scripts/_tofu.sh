@@ -9,6 +9,8 @@
 #   NUM_GPUS       processes, one a GPU, that share a plain run's batches or PUM's copies; unset: one
 #   GPUS           as CUDA_VISIBLE_DEVICES. Unlearning runs on the first NUM_GPUS; the others' share of the batch given
 #                  with BATCH_SIZE_PER_GPU or GRAD_ACCUM_STEPS goes into more accumulation
+#   ATTACKS        of relearn and quantize, those that every run and the retain model are attacked with afterwards;
+#                  ATTACK_ARGS holds their options. relearn needs RETAIN_MODEL, BASE_MODEL or SMOKE=1
 #   RERUN=1        repeats tasks that are finished, which are skipped otherwise
 #   DRY_RUN=1      prints the commands and runs nothing
 #   PYTHON         interpreter to run; unset: .venv, made on first use
@@ -34,6 +36,12 @@ RETAIN_LOG=$(from_caller "${RETAIN_LOG:-}")
 BASE_MODEL=$(from_caller "${BASE_MODEL:-}")
 REFERENCE_MODEL=$(from_caller "${REFERENCE_MODEL:-}")
 OUTPUT=${OUTPUT:-saves}
+RETAIN_MODEL=$(from_caller "${RETAIN_MODEL:-}")
+ATTACKS=${ATTACKS:-}
+ATTACK_ARGS=${ATTACK_ARGS:-}
+for word in $ATTACKS; do
+    case "$word" in relearn | quantize) ;; *) fail "ATTACKS: $word is unknown: use relearn, quantize or both" ;; esac
+done
 SEED=${SEED:-0}
 DTYPE=${DTYPE:-float32}
 HOLDOUT_ROWS=${HOLDOUT_ROWS:-0}
@@ -101,7 +109,7 @@ if [ "$shares" -gt "$NUM_GPUS" ]; then echo "note: GPU $CUDA_VISIBLE_DEVICES doe
 common_options() {
     common=(--forget_split "$split" --max_new_tokens "$MAX_NEW_TOKENS" --dtype "$DTYPE" --seed "$SEED")
     common+=(--mink_k "$MINK_K" --disable_tqdm True)
-    local holdout=$HOLDOUT_ROWS
+    holdout=$HOLDOUT_ROWS
     # Of a data folder without held-out rows a check keeps some back, so that every score has a value.
     if [ -n "$smoke" ] && [ "$holdout" = 0 ] && [ ! -e "$DATA_DIR/tofu/holdout${split#forget}.jsonl" ]; then
         holdout=40
@@ -151,6 +159,7 @@ make_tiny() {
 prepare_split() {
     log=$RETAIN_LOG
     base=$BASE_MODEL
+    retain=$RETAIN_MODEL
     if [ -n "$smoke" ]; then
         local made
         make_tiny
@@ -158,6 +167,7 @@ prepare_split() {
         name=tiny
         log=$made/retain/evals/TOFU_EVAL.json
         before=$made/full/evals
+        retain=${retain:-$made/retain}
         return
     fi
     if [ -z "$log" ] && [ -n "$BASE_MODEL" ]; then
@@ -166,6 +176,7 @@ prepare_split() {
         if [ ! -e "$log" ]; then
             (run_module pum.run_unlearn retain-log "${common[@]}" --model_name "$BASE_MODEL" --output_dir "$folder")
         fi
+        retain=${retain:-$folder}
     fi
     name=$(basename "$model")
     before=$OUTPUT/eval/${name}_$split/evals
@@ -180,9 +191,30 @@ is_finished() {
     ! on OVERWRITE && ! on DRY_RUN && [ -e "$folder/metrics.json" ] && [ ! -e "$folder/SMOKE" ]
 }
 
+# Attack the plain and PUM runs of the split's tasks that are there, the retain model beside them, and print a table.
+attack_all() {
+    local attack name attacked=() options=(--forget_split "$split" --dtype "$DTYPE" --seed "$SEED" $ATTACK_ARGS)
+    options+=(--max_new_tokens "$MAX_NEW_TOKENS" --holdout_rows "$holdout")
+    if [ -n "$EVAL_LIMIT" ]; then options+=(--eval_limit "$EVAL_LIMIT"); fi
+    if [ -n "$log" ]; then options+=(--retain_log "$log"); fi
+    if [ -n "${SYSTEM_PROMPT+set}" ]; then options+=(--system_prompt "$SYSTEM_PROMPT"); fi
+    if [ -n "$DATE_STRING" ]; then options+=(--date_string "$DATE_STRING"); fi
+    for name in "${tables[@]}"; do
+        for name in "$OUTPUT/unlearn/$name" "$OUTPUT/unlearn/${name}_PUM"; do
+            if [ -e "$name/metrics.json" ] || on DRY_RUN; then attacked+=("$name"); fi
+        done
+    done
+    if [ -n "$retain" ]; then
+        attacked+=("$retain")
+        options+=(--retain_model "$retain")
+    fi
+    for attack in $ATTACKS; do (run_module src.tofu.attacks "$attack" "${attacked[@]}" "${options[@]}"); done
+    (run_module src.tofu.attacks table "${attacked[@]}")
+}
+
 # run_all COMMAND SUFFIX: every model, split and method; the task's name ends with SUFFIX. COMMAND sees `options`.
 run_all() {
-    local command=$1 suffix=$2 chosen model name split method task log base before common options tables
+    local command=$1 suffix=$2 chosen model name split method task log base retain holdout before common options tables
     for chosen in $MODELS; do
         for split in $SPLITS; do
             model=$(from_caller "$chosen")
@@ -202,6 +234,7 @@ run_all() {
             done
             (run_module src.tofu.table "$OUTPUT/unlearn" --before "$before" --page "$OUTPUT/unlearn/table.html" \
                 --tasks "${tables[@]}")
+            if [ -n "$ATTACKS" ]; then attack_all; fi
         done
     done
 }
