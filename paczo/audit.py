@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from paczo import universe
 from paczo.attack import (
     ABSTAINS,
     ATTACKS,
@@ -185,7 +186,11 @@ def draw(findings: Sequence[Finding], path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    (args,) = Parser((AuditArguments,)).parse(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] == ["universe"]:
+        universe.audit(words[1:], universe.paczo_rows())
+        return
+    (args,) = Parser((AuditArguments,)).parse(words)
     out = Path(args.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
