@@ -57,8 +57,8 @@ SCORES = (
     *("retain_Q_A_Prob", "retain_Q_A_ROUGE", "extraction_strength", "privleak", "privleak_vs_half"),
 )
 DATA = ("--forget_split", "forget01", "--max_new_tokens", "48", "--eval_gradnorm", "False")
-ROWS = ("--max_retain", str(RETAIN_ROWS))
-TRAINER = ("--use_cpu", "True", "--disable_tqdm", "True", "--bf16", "True", "--seed", str(SEED))
+MODELS = ("--max_retain", str(RETAIN_ROWS), "--bf16", "True")
+TRAINER = ("--use_cpu", "True", "--disable_tqdm", "True", "--seed", str(SEED))
 TRAINING = ("--gradient_accumulation_steps", "1", "--warmup_epochs", "0.5", "--per_device_train_batch_size")
 FINETUNE_EPOCHS, FINETUNE_RATE = 5, 3e-4
 RELEARNING = ("--steps", "10", "--every", "5", "--learning_rate", "5e-5", "--eval_limit", "20")
@@ -104,7 +104,7 @@ def method_rows(method: str, rates: tuple[float, ...]) -> list[Row]:
     steps, plain = 40 // BATCH * EPOCHS, f"{method}, plain"
     found = [Row(plain, ("--method", method, *options), steps, 25.0, rates, module=PLAIN, seeds=(SEED,))]
     for kappa in KAPPAS:
-        noise = ("--copies_m", str(COPIES), "--kappa", kappa, "--secret_seed", str(SEED))
+        noise = ("--copies_m", str(COPIES), "--kappa", kappa)
         words = ("--inner_handler", method, *options, *noise)
         found.append(Row(f"{method}, kappa {kappa}", words, steps, 55.0, (), plain, PUM, (SEED,)))
     return found
@@ -137,10 +137,17 @@ def write_subset(source: Path, folder: Path) -> None:
 class TofuEvidence(Evidence):
     """The plan's runs: unlearning with its evaluation, and attacks on the model that a run has left.
 
-    The rate is chosen on the reported draw: that of the plain run with the least `score`.
+    The rate is chosen on the reported draw: that of the plain run with the least `score`. A run's seed is that of
+    PUM's secrets.
+
+    Attributes:
+        base: what the model was fine-tuned from.
+        trained: options of every training.
     """
 
     tuning_seed = SEED
+    base = BASE
+    trained: tuple[str, ...] = MODELS
 
     def missing(self) -> Iterator[Run]:
         """Every row at its default rate, the other rates of the plain runs, then what the winners lack."""
@@ -148,22 +155,30 @@ class TofuEvidence(Evidence):
             run = Run(row, self._default(row), SEED)
             if self.found(run) is None:
                 yield run
+        yield from self.missing_after_sweep()
+
+    def missing_after_sweep(self) -> Iterator[Run]:
+        """Every rate of the plain runs, then each row at the winner."""
         for row in self.rows.values():
             if row.rates:
                 yield from self._missing_tuning(row)
         for row in self.rows.values():
             rate = self.rate(row)
-            if rate is not None and self.found(Run(row, rate, SEED)) is None:
-                yield Run(row, rate, SEED)
+            if rate is not None:
+                yield from (run for seed in row.seeds if self.found(run := Run(row, rate, seed)) is None)
 
     def _default(self, row: Row) -> float:
         return (self.rows[row.like] if row.like else row).rates[0]
 
     def score(self, figures: dict[str, Any]) -> float:
         """How far a run is from the retain model in forget probability, forget ROUGE and utility, summed."""
-        goal = next(run for run in self.runs if run["row"] == RETAIN)["scores"]
+        goal = self.goal()
         names = ("forget_Q_A_Prob", "forget_Q_A_ROUGE", "model_utility")
         return float(sum(abs(figures["scores"][name] - goal[name]) for name in names))
+
+    def goal(self) -> dict[str, float]:
+        """The scores of the retain model."""
+        return next(dict(run["scores"]) for run in self.runs if run["row"] == RETAIN)
 
     def _folder(self, name: str, rate: float | None = None) -> Path:
         """Where the model of a row lies, at its default rate where none is named."""
@@ -190,14 +205,14 @@ class TofuEvidence(Evidence):
         """The command that trains and evaluates."""
         row, folder = run.row, self._work / run.folder
         words = ["pum.run_pum"] if row.module == PUM else ["pum.run_unlearn", row.module]
-        start = BASE if row.module in (FINETUNE, RETAIN_LOG) else str(self._folder(FULL))
+        start = self.base if row.module in (FINETUNE, RETAIN_LOG) else str(self._folder(FULL))
         words += ["--model_name", start, "--output_dir", str(folder), "--learning_rate", f"{run.rate:g}"]
         if row.module != RETAIN_LOG:
             words += ["--retain_log", str(self._folder(RETAIN) / "evals" / EVAL)]
         if row.module == PUM:
-            words += ["--kappa_base_model_path", BASE]
+            words += ["--kappa_base_model_path", self.base, "--secret_seed", str(run.seed)]
         print(f"{run.folder}: {row.steps} steps", flush=True)
-        self._command([*words, *self._shared, *ROWS, *TRAINER, *row.options, *further], folder)
+        self._command([*words, *self._shared, *self.trained, *TRAINER, *row.options, *further], folder)
 
     def _attack(self, run: Run) -> dict[str, Any]:
         """Relearning and rounding, of a model that is trained again where its weights are gone, and drops them."""
