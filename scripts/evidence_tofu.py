@@ -25,6 +25,7 @@ import torch
 
 from scripts.bench_tools import machine, now
 from scripts.evidence import ROOT, Evidence, Row, Run
+from scripts.tofu_tables import ATTACKED, FULL, RETAIN, distance
 from src.tofu.attacks import attack_rows, verdict
 from src.tofu.logs import EVAL
 from src.utils import Parser, UserError, read_jsonl, run_cli
@@ -36,7 +37,6 @@ RETAIN_ROWS, HOLDOUT_ROWS = 360, 40
 EVALUATED = {"retain_perturbed": 20, "real_authors_perturbed": 20, "world_facts_perturbed": 20}
 COPIES, KAPPAS = 4, ("0.1", "0.01")
 EPOCHS, BATCH = 2, 4
-FULL, RETAIN, ATTACKED = "before unlearning", "retain model", ", attacked"
 FINETUNE, RETAIN_LOG, PLAIN, PUM, ATTACKS = "finetune", "retain-log", "unlearn", "pum", "attacks"
 # Rates to choose from, the default first; the most telling methods first.
 RATES: dict[str, tuple[float, ...]] = {
@@ -172,9 +172,7 @@ class TofuEvidence(Evidence):
 
     def score(self, figures: dict[str, Any]) -> float:
         """How far a run is from the retain model in forget probability, forget ROUGE and utility, summed."""
-        goal = self.goal()
-        names = ("forget_Q_A_Prob", "forget_Q_A_ROUGE", "model_utility")
-        return float(sum(abs(figures["scores"][name] - goal[name]) for name in names))
+        return distance(figures["scores"], self.goal())
 
     def goal(self) -> dict[str, float]:
         """The scores of the retain model."""

@@ -1,4 +1,4 @@
-"""Write README's tables of measured figures from `result/published/*.json`, between their marks.
+"""Write the tables of README.md and pum/README.md from `result/published/*.json`, between their marks.
 
 python -m scripts.readme_tables            # writes what differs
 python -m scripts.readme_tables --check    # writes nothing; exits 1 where something differs
@@ -10,18 +10,20 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from scripts.evidence import TUNING_SEED
+from scripts.tables import Figures
+from scripts.tables import markdown as _table
+from scripts.tables import measured_on as _measured_on
+from scripts.tofu_tables import kappa_evidence, tofu_degradation, tofu_evidence
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
+README, PUM_README = ROOT / "README.md", ROOT / "pum" / "README.md"
 PUBLISHED = ROOT / "result" / "published"
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 MFU = "of a matrix product's rate"
-Figures = dict[str, Any]
 
 
 def tables(folder: Path = PUBLISHED) -> dict[str, str]:
@@ -34,7 +36,18 @@ def tables(folder: Path = PUBLISHED) -> dict[str, str]:
         "precision": precision,
         "learning": learning,
         "sst2_evidence": sst2_evidence,
+        "tofu_evidence": tofu_evidence,
     }
+    return _made(makers, content)
+
+
+def pum_tables(folder: Path = PUBLISHED) -> dict[str, str]:
+    """Likewise of pum/README.md."""
+    content = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*_evidence.json"))}
+    return _made({"tofu_degradation": tofu_degradation, "kappa_evidence": kappa_evidence}, content)
+
+
+def _made(makers: dict[str, Callable[[dict[str, Figures]], str]], content: dict[str, Figures]) -> dict[str, str]:
     texts = {name: make(content) for name, make in makers.items()}
     return {name: text for name, text in texts.items() if text.count("\n| ") > 1}
 
@@ -203,35 +216,23 @@ def _accuracy(values: Sequence[float]) -> str:
     return f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f} %"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def _measured_on(sources: Sequence[Figures]) -> str:
-    """The machines, dates and versions of what a table shows."""
-    found = []
-    for figures in sources:
-        versions = figures["versions"]
-        libraries = f"torch {versions['torch']}, transformers {versions['transformers']}"
-        found.append(f"{figures['device']}, {figures['threads']} threads, {figures['date']}, {libraries}")
-    return "\n" + ".\n".join(dict.fromkeys(found)) + ".\n" if found else ""
-
-
 def filled(text: str, texts: dict[str, str]) -> str:
     """README's text with each marked block replaced by its table; KeyError for a mark that has none."""
     return BLOCK.sub(lambda match: match[1] + texts[match[2]] + match[3], text)
 
 
 def main() -> None:
-    """Write README where it differs, or with --check say so and exit 1."""
-    text = README.read_text("utf-8")
-    wanted = filled(text, tables())
-    check = "--check" in sys.argv
-    if wanted != text and not check:
-        README.write_text(wanted, encoding="utf-8")
-    print("README.md is as measured" if wanted == text else f"README.md {'differs' if check else 'written'}")
-    sys.exit(1 if check and wanted != text else 0)
+    """Write what differs, or with --check say so and exit 1."""
+    check, differs = "--check" in sys.argv, False
+    for path, texts in ((README, tables()), (PUM_README, pum_tables())):
+        text = path.read_text("utf-8")
+        wanted = filled(text, texts)
+        name = path.relative_to(ROOT)
+        if wanted != text and not check:
+            path.write_text(wanted, encoding="utf-8")
+        print(f"{name} is as measured" if wanted == text else f"{name} {'differs' if check else 'written'}")
+        differs |= wanted != text
+    sys.exit(1 if check and differs else 0)
 
 
 if __name__ == "__main__":
