@@ -158,14 +158,15 @@ class TofuEvidence(Evidence):
         yield from self.missing_after_sweep()
 
     def missing_after_sweep(self) -> Iterator[Run]:
-        """Every rate of the plain runs, then each row at the winner."""
+        """Every rate of the plain runs, then each row at the winner, the first draw of all before the second."""
         for row in self.rows.values():
             if row.rates:
                 yield from self._missing_tuning(row)
-        for row in self.rows.values():
-            rate = self.rate(row)
-            if rate is not None:
-                yield from (run for seed in row.seeds if self.found(run := Run(row, rate, seed)) is None)
+        for seed in sorted({seed for row in self.rows.values() for seed in row.seeds}):
+            for row in self.rows.values():
+                rate = self.rate(row)
+                if seed in row.seeds and rate is not None and self.found(Run(row, rate, seed)) is None:
+                    yield Run(row, rate, seed)
 
     def _default(self, row: Row) -> float:
         return (self.rows[row.like] if row.like else row).rates[0]
@@ -222,7 +223,7 @@ class TofuEvidence(Evidence):
         retain, begin = self._folder(RETAIN), time.monotonic()
         words = [*self._shared, "--retain_model", str(retain)]
         self._command(["src.tofu.attacks", "relearn", str(folder), *words, *RELEARNING], folder)
-        words = [*self._shared, "--retain_log", str(retain / "evals" / EVAL), "--before", str(self._folder(FULL))]
+        words = [*self._shared, "--before", str(self._folder(FULL))]
         self._command(["src.tofu.attacks", "quantize", str(folder), *words, *ROUNDING], folder)
         if trained.row.module in (PLAIN, PUM):
             weights.unlink()
