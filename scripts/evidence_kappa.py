@@ -4,7 +4,8 @@
 constant rate, theta_0 as the client's reference (`PRESET=mpu` of `scripts/tofu_pum.sh`). The noise is none, 1 %
 and 10 % of what fine-tuning changed in each layer (arXiv 2602.23798), the latter two with three draws of the
 secrets. The plain run takes as many epochs; its rate is that of a small sweep which ends closest to the retain
-model.
+model in forget and retain probability: such small models say nothing to questions about the world, so that their
+utility is 0.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,6 +25,7 @@ from pum.unlearn.running import RunArguments, read_rows
 from pum.unlearn.tiny import tiny_models
 from scripts.evidence import ROOT, SEEDS, Row, Run
 from scripts.evidence_tofu import FULL, PLAIN, PUBLISHED, PUM, RETAIN, SEED, TofuEvidence
+from scripts.tofu_tables import TINY, distance
 from src.tofu.logs import SUMMARY
 from src.utils import Parser, UserError, run_cli
 
@@ -81,6 +84,9 @@ class KappaEvidence(TofuEvidence):
     def missing(self) -> Iterator[Run]:
         """The sweep comes first: it is short."""
         return self.missing_after_sweep()
+
+    def score(self, figures: dict[str, Any]) -> float:
+        return distance(figures["scores"], self.goal(), TINY)
 
     def goal(self) -> dict[str, float]:
         return dict(json.loads((self.tiny / "retain" / "evals" / SUMMARY).read_text("utf-8")))

@@ -10,6 +10,7 @@ from scripts.tables import Figures, markdown, measured_on
 
 FULL, RETAIN, ATTACKED = "before unlearning", "retain model", ", attacked"
 JUDGED = ("forget_Q_A_Prob", "forget_Q_A_ROUGE", "model_utility")
+TINY = ("forget_Q_A_Prob", "retain_Q_A_Prob")  # what tells something of a tiny model
 SCORES = (
     ("forget quality", "forget_quality"),
     ("utility", "model_utility"),
@@ -22,9 +23,9 @@ SCORES = (
 POINT = 0.01  # "below 1 %" of arXiv 2602.23798
 
 
-def distance(scores: Figures, goal: Figures) -> float:
-    """How far a run is from the retain model in forget probability, forget ROUGE and utility, summed."""
-    return float(sum(abs(scores[name] - goal[name]) for name in JUDGED))
+def distance(scores: Figures, goal: Figures, judged: Sequence[str] = JUDGED) -> float:
+    """How far a run is from the retain model, summed over what it is judged by."""
+    return float(sum(abs(scores[name] - goal[name]) for name in judged))
 
 
 def best_rates(runs: Sequence[Figures], goal: Figures) -> dict[str, float]:
@@ -75,19 +76,25 @@ def _attacks(run: Figures | None) -> tuple[str, str, str]:
 
 def tofu_degradation(content: dict[str, Figures]) -> str:
     """A row a method: what perturbed copies change against the plain run at the same rate."""
-    return degradation(content.get("tofu_evidence", {}).get("runs", []), ("0.01", "0.1"))
+    runs = content.get("tofu_evidence", {}).get("runs", [])
+    return degradation(runs, ("0.01", "0.1"), ("utility", "model_utility"))
 
 
 def kappa_evidence(content: dict[str, Figures]) -> str:
     """Likewise on tiny models with the settings of the paper's code, and what remains with no noise at all."""
-    return degradation(content.get("kappa_evidence", {}).get("runs", []), ("0", "0.01", "0.1"))
+    runs = content.get("kappa_evidence", {}).get("runs", [])
+    return degradation(runs, ("0", "0.01", "0.1"), ("retain", "retain_Q_A_Prob"))
 
 
-def degradation(runs: Sequence[Figures], kappas: Sequence[str]) -> str:
-    """Forget probability and utility of the plain run, and how they change with each noise, in points.
+def degradation(runs: Sequence[Figures], kappas: Sequence[str], kept: tuple[str, str]) -> str:
+    """Forget probability and what is to be kept, of the plain run, and how they change with each noise, in points.
 
     The last column says whether both stay within a point at the most noise, in every draw.
+
+    Args:
+        kept: title and score of what unlearning should leave as it is.
     """
+    measured = {"forget": "forget_Q_A_Prob", kept[0]: kept[1]}
     plain = _as_with_noise(runs)
     rows = []
     for method, base in plain.items():
@@ -95,16 +102,16 @@ def degradation(runs: Sequence[Figures], kappas: Sequence[str]) -> str:
         for kappa in kappas:
             row = f"{method}, kappa {kappa}"
             mine = [run["scores"] for run in runs if run["row"] == row and run["rate"] == base["rate"]]
-            for key in ("forget_Q_A_Prob", "model_utility"):
+            for key in measured.values():
                 changes = [one[key] - base["scores"][key] for one in mine]
                 cells.append(_points(changes))
                 if kappa == kappas[-1]:
                     worst = max([worst, *map(abs, changes)]) if changes else float("nan")
-        start = [_number(base["scores"][key]) for key in ("forget_Q_A_Prob", "model_utility")]
+        start = [_number(base["scores"][key]) for key in measured.values()]
         holds = "" if math.isnan(worst) else "yes" if worst < POINT else "no"
         rows.append((method, f"{base['rate']:g}", *start, *cells, holds))
-    noises = [f"{name}, kappa {kappa}" for kappa in kappas for name in ("forget", "utility")]
-    head = ("method", "rate", "forget, plain", "utility, plain", *noises, f"within 1 point at {kappas[-1]}")
+    noises = [f"{name}, kappa {kappa}" for kappa in kappas for name in measured]
+    head = ("method", "rate", *(f"{name}, plain" for name in measured), *noises, f"within 1 point at {kappas[-1]}")
     return markdown(head, rows) + measured_on(runs)
 
 
