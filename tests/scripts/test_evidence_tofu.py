@@ -17,6 +17,7 @@ from pum.unlearn.running import RunArguments
 from scripts import evidence_kappa, evidence_tofu
 from scripts.evidence import Row, Run
 from scripts.evidence_tofu import ATTACKS, PLAIN, PUM, TofuEvidence
+from scripts.readme_tables import BLOCK, PUM_README, filled, pum_tables
 from scripts.tofu_tables import ATTACKED, FULL, RETAIN, degradation, shown, tofu_evidence
 from src.tofu.attacks import AttackArguments
 from src.utils import Parser, UserError, write_json
@@ -224,3 +225,9 @@ def test_without_data_the_plan_says_so(monkeypatch):
     monkeypatch.delenv("DATA_DIR", raising=False)
     with pytest.raises(UserError, match="set DATA_DIR"):
         evidence_tofu.main(["--hours", "1"])
+
+
+def test_the_tables_of_the_unlearning_page_are_as_measured():
+    text = PUM_README.read_text("utf-8")
+    assert sorted(match[2] for match in BLOCK.finditer(text)) == sorted(pum_tables())
+    assert filled(text, pum_tables()) == text, "run python -m scripts.readme_tables"
