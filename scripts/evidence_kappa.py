@@ -30,7 +30,7 @@ from src.tofu.logs import SUMMARY
 from src.utils import Parser, UserError, run_cli
 
 NONE, KAPPAS = "0", ("0.01", "0.1")
-ROUNDS = {"SimNPO": 10, "DPO": 10, "SatImp": 10, "NPO": 2, "WGA": 2, "GradAscent": 1, "GradDiff": 1, "UNDIAL": 1}
+ROUNDS = {"GradAscent": 1, "GradDiff": 1, "UNDIAL": 1, "NPO": 2, "WGA": 2, "SimNPO": 10, "DPO": 10, "SatImp": 10}
 EPOCHS = 10
 RATES = (1e-3, 3e-4, 3e-3)
 SPLIT = ("--forget_split", "forget10", "--max_new_tokens", "40", "--eval_gradnorm", "False")
