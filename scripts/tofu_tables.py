@@ -116,12 +116,12 @@ def degradation(runs: Sequence[Figures], kappas: Sequence[str], kept: tuple[str,
 
 
 def _as_with_noise(runs: Sequence[Figures]) -> dict[str, Figures]:
-    """Of each method, the plain run at the rate that its runs with noise have; where it has none, its last one."""
+    """Of each method that has runs with noise, the plain run at their rate."""
     rates = {run["row"].partition(", ")[0]: run["rate"] for run in runs if ", kappa " in run["row"]}
     found: dict[str, Figures] = {}
     for run in runs:
         method, _, kind = run["row"].partition(", ")
-        if kind == "plain" and run["rate"] == rates.get(method, run["rate"]):
+        if kind == "plain" and run["rate"] == rates.get(method):
             found[method] = run
     return found
 

@@ -208,10 +208,13 @@ def test_degradation_is_in_points_against_the_plain_run_at_the_same_rate():
         run_of("NPO, kappa 0.1", 1e-5, 0.205, 0.495),
         run_of("NPO, kappa 0.1", 1e-5, 0.215, 0.495),
         run_of("DPO, plain", 1e-5, 0.2, 0.5),
+        run_of("RMU, plain", 1e-5, 0.2, 0.5),
+        run_of("RMU, kappa 0.01", 1e-5, 0.2, 0.6),
     ]
     table = degradation(runs, ("0.01", "0.1"), ("utility", "model_utility"))
     assert "| NPO | 1e-05 | 0.2 | 0.5 | +0.1 | +0.0 | +1.0 ± 0.7 | -0.5 ± 0.0 | no |" in table
-    assert "| DPO | 1e-05 | 0.2 | 0.5 |  |  |  |  |  |" in table
+    assert "| RMU | 1e-05 | 0.2 | 0.5 | +0.0 | +10.0 |  |  |  |" in table
+    assert "DPO" not in table  # nothing to compare
     assert "| yes |" in degradation(runs[:4], ("0.01",), ("utility", "model_utility"))
 
 
