@@ -1,9 +1,9 @@
 """Rows of runs that take hours: what is finished is published at once, and the next start goes on from there.
 
-A plan (`scripts.evidence_sst2`) is a list of rows in the order of their weight. Each row names a training
-command, its options and a few learning rates. The rate is chosen on a tuning draw that is not among the reported
-ones, by the dev loss of the model that comes out; then the row is run on every reported draw. All rows' first draw
-come before any row's second, so that a table that was stopped early has all its rows.
+A plan (`scripts.evidence_sst2`, `scripts.evidence_tofu`) is a list of rows in the order of their weight. Each row
+names a training command, its options and a few learning rates. The rate is chosen on a tuning draw that is not
+among the reported ones, by the dev loss of the model that comes out; then the row is run on every reported draw.
+All rows' first draw come before any row's second, so that a table that was stopped early has all its rows.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Row:
         name: as the table shows it.
         options: of the command, but for rate, seeds, steps and folder.
         steps: of each run.
-        passes: what a run costs, in bare forward passes over the N = 1000 samples.
+        passes: what a run costs, in bare forward passes over the N = 1000 samples or in another unit.
         rates: to choose from; empty where `like` names the row whose choice is taken.
         like: see `rates`.
         module: whose command trains.
@@ -86,6 +86,8 @@ class Run:
 class Evidence:
     """The runs of a plan that are published, and those that are not.
 
+    A plan of other commands overrides `_train`; one that chooses rates in another way `tuning_seed` and `score`.
+
     Args:
         rows: the plan.
         published: JSON file of finished runs; made where it is missing.
@@ -93,6 +95,8 @@ class Evidence:
         shared: options of every run.
         threads: of each run.
     """
+
+    tuning_seed = TUNING_SEED
 
     def __init__(
         self, rows: Sequence[Row], published: Path, work: Path, shared: Sequence[str], threads: int = 1
@@ -110,14 +114,18 @@ class Evidence:
         return next((one for one in self.runs if all(one[k] == v for k, v in run.key.items())), None)
 
     def rate(self, row: Row) -> float | None:
-        """The rate whose tuning run gave the model of lowest dev loss; None as long as one is missing."""
+        """The rate whose tuning run has the lowest score; None as long as one is missing."""
         row = self.rows[row.like] if row.like else row
         if len(row.rates) == 1:
             return row.rates[0]
-        tuning = [(self.found(Run(row, rate, TUNING_SEED)), rate) for rate in row.rates]
+        tuning = [(self.found(Run(row, rate, self.tuning_seed)), rate) for rate in row.rates]
         if any(figures is None for figures, _ in tuning):
             return None
-        return min((figures["after"]["dev"]["loss"], rate) for figures, rate in tuning if figures is not None)[1]
+        return min((self.score(figures), rate) for figures, rate in tuning if figures is not None)[1]
+
+    def score(self, figures: dict[str, Any]) -> float:
+        """What a tuning run is judged by, the lower the better: the dev loss of the model that comes out."""
+        return float(figures["after"]["dev"]["loss"])
 
     def missing(self) -> Iterator[Run]:
         """What is to be run, in order; each is looked for when it is asked for, after those before it."""
@@ -134,7 +142,7 @@ class Evidence:
     def _missing_tuning(self, row: Row) -> Iterator[Run]:
         row = self.rows[row.like] if row.like else row
         if self.rate(row) is None:
-            tuning = (Run(row, rate, TUNING_SEED) for rate in row.rates)
+            tuning = (Run(row, rate, self.tuning_seed) for rate in row.rates)
             yield from (run for run in tuning if self.found(run) is None)
 
     def go_on(self, hours: float, workers: int) -> None:

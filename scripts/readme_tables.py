@@ -12,11 +12,15 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from paczo.report.evidence import TUNING_SEED, evidence_svg
+from paczo.universe import FALSE_POSITIVES
+from scripts.tables import Figures
+from scripts.tables import markdown as _table
+from scripts.tables import measured_on as _measured_on
+from scripts.tofu_tables import kappa_evidence, tofu_degradation, tofu_evidence
 from src.pages import standalone
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,7 +28,6 @@ PAGES = (ROOT / "README.md", *sorted(ROOT.glob("*/README.md")))
 PUBLISHED = ROOT / "result" / "published"
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 MFU = "of a matrix product's rate"
-Figures = dict[str, Any]
 
 
 def tables(folder: Path = PUBLISHED) -> dict[str, str]:
@@ -37,7 +40,11 @@ def tables(folder: Path = PUBLISHED) -> dict[str, str]:
         "precision": precision,
         "in_context": in_context,
         "learning": learning,
+        "universe_audit": universe_audit,
         "sst2_evidence": sst2_evidence,
+        "tofu_evidence": tofu_evidence,
+        "tofu_degradation": tofu_degradation,
+        "kappa_evidence": kappa_evidence,
     }
     texts = {name: make(content) for name, make in makers.items()}
     return {name: text for name, text in texts.items() if text.count("\n| ") > 1}
@@ -178,6 +185,28 @@ def learning(content: dict[str, Figures]) -> str:
     return _table(head, rows) + _measured_on([measured])
 
 
+def universe_audit(content: dict[str, Figures]) -> str:
+    """A row a method: what its runs tell of who was among the N."""
+    measured = content.get("universe_audit", {})
+    rows = [
+        (
+            row["row"],
+            _interval(row["auc"]),
+            *(_interval(row["tpr"][f"{rate:g}"]) for rate in FALSE_POSITIVES),
+            f"{row['epsilon']:.2f}",
+            f"{100 * row['accuracy'][0]:.1f} %",
+        )
+        for row in measured.get("universe", [])
+    ]
+    shares = (f"true positives at {rate:.0%} false" for rate in FALSE_POSITIVES)
+    head = ("method", "AUC (95 %)", *shares, "epsilon at least", "accuracy")
+    return _table(head, rows) + (_measured_on([measured]) if rows else "")
+
+
+def _interval(found: Sequence[float]) -> str:
+    return f"{found[0]:.3f} ({found[1]:.3f} to {found[2]:.3f})"
+
+
 def sst2_evidence(content: dict[str, Figures]) -> str:
     """A row a method on SST-2, in the order in which they were first run."""
     runs = [run for run in content.get("sst2_evidence", {}).get("runs", []) if run["seed"] != TUNING_SEED]
@@ -229,21 +258,6 @@ def _without_empty(
 
 def _accuracy(values: Sequence[float]) -> str:
     return f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f} %"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def _measured_on(sources: Sequence[Figures]) -> str:
-    """The machines, dates and versions of what a table shows."""
-    found = []
-    for figures in sources:
-        versions = figures["versions"]
-        libraries = f"torch {versions['torch']}, transformers {versions['transformers']}"
-        found.append(f"{figures['device']}, {figures['threads']} threads, {figures['date']}, {libraries}")
-    return "\n" + ".\n".join(dict.fromkeys(found)) + ".\n" if found else ""
 
 
 def filled(text: str, texts: dict[str, str]) -> str:

@@ -120,10 +120,10 @@ class UnlearnMethod:
         raise NotImplementedError
 
     def retain_loss(self, model: nn.Module, rows: Rows) -> Tensor:
-        logits = answer_logits(model, rows)
+        logits, labels = answer_logits(model, rows)
         if self.uses_kl:
-            return kl_to_reference(logits, answer_logits(self.frozen, rows), rows["labels"])
-        return masked_mean(*token_nll(logits, rows["labels"]))
+            return kl_to_reference(logits, answer_logits(self.frozen, rows)[0], labels)
+        return masked_mean(*token_nll(logits, labels))
 
     def after_step(self, epoch: float) -> None:
         """Called after each optimizer step."""
@@ -135,14 +135,23 @@ class UnlearnMethod:
 
     def log_ratio(self, model: nn.Module, rows: Rows) -> Tensor:
         """r(x) = log p(x) - log p_ref(x) of each row's answer, float32 (B,)."""
-        nll, _ = token_nll(answer_logits(model, rows), rows["labels"])
-        reference_nll, _ = token_nll(answer_logits(self.frozen, rows), rows["labels"])
+        nll, _ = token_nll(*answer_logits(model, rows))
+        reference_nll, _ = token_nll(*answer_logits(self.frozen, rows))
         return (reference_nll - nll).sum(dim=1)
 
 
-def answer_logits(model: nn.Module | Reference, rows: Rows) -> Tensor:
-    """Logits (B, L, V) of the rows, in the model's dtype."""
-    return model(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], use_cache=False).logits
+def answer_logits(model: nn.Module | Reference, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Logits (B, A, V), in the model's dtype, and labels (B, A) of the last A positions.
+
+    They begin where the first answer token of any row is predicted: what lies before has no label, and a
+    vocabulary of logits there would cost the head's time and the most memory of all.
+    """
+    labels = rows["labels"]
+    answered = (labels != IGNORED).any(dim=0)
+    first = int(answered.int().argmax())  # 0 where there is no answer at all
+    kept = labels.shape[1] - max(first - 1, 0)
+    inputs = {"input_ids": rows["input_ids"], "attention_mask": rows["attention_mask"]}
+    return model(**inputs, use_cache=False, logits_to_keep=kept).logits, labels[:, -kept:]
 
 
 def token_nll(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

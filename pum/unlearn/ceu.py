@@ -35,5 +35,4 @@ class CEU(UnlearnMethod):
     defaults: ClassVar[Defaults] = {"gamma": 1.0, "alpha": 0.0}
 
     def forget_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        rows = batch["forget"]
-        return ceu_loss(answer_logits(model, rows), rows["labels"])
+        return ceu_loss(*answer_logits(model, batch["forget"]))

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from pum.unlearn.data import Item
-from pum.unlearn.trainer import set_warmup
+from pum.unlearn.trainer import leave_autocast, set_warmup
 from src.tofu.prompts import collate
 from src.utils import UserError
 
@@ -52,7 +52,10 @@ class Rows(Dataset[Item]):
 
 
 class FinetuneTrainer(Trainer):
-    """A `Trainer` whose warm-up is counted in epochs; its loss is the model's own, on answer tokens."""
+    """A `Trainer` whose warm-up is counted in epochs and that leaves the model in its own precision.
+
+    Its loss is the model's own, on answer tokens.
+    """
 
     args: FinetuneArguments
 
@@ -65,6 +68,11 @@ class FinetuneTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         set_warmup(self.args, self.args.warmup_epochs, self.num_rows, num_training_steps)
         return super().create_scheduler(num_training_steps, optimizer)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().train(*args, **kwargs)
+        leave_autocast(self)
+        return output
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0

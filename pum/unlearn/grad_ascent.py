@@ -26,8 +26,7 @@ class GradAscent(UnlearnMethod):
     defaults: ClassVar[Defaults] = {"gamma": 1.0}
 
     def forget_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        rows = batch["forget"]
-        return grad_ascent_loss(*token_nll(answer_logits(model, rows), rows["labels"]))
+        return grad_ascent_loss(*token_nll(*answer_logits(model, batch["forget"])))
 
 
 class GradDiff(GradAscent):

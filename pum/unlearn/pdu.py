@@ -58,8 +58,7 @@ class PDU(UnlearnMethod):
         return True  # a multiplier of zero must be able to grow again
 
     def forget_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        rows = batch["forget"]
-        return margin_loss(answer_logits(model, rows), rows["labels"])
+        return margin_loss(*answer_logits(model, batch["forget"]))
 
     def retain_loss(self, model: nn.Module, rows: Rows) -> Tensor:
         loss = super().retain_loss(model, rows)

@@ -33,6 +33,5 @@ class SatImp(UnlearnMethod):
     epochs = 5.0
 
     def forget_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        rows = batch["forget"]
-        nll, mask = token_nll(answer_logits(model, rows), rows["labels"])
+        nll, mask = token_nll(*answer_logits(model, batch["forget"]))
         return satimp_loss(nll, mask, self.setting("satimp_beta1"), self.setting("satimp_beta2"))

@@ -33,6 +33,5 @@ class SimNPO(UnlearnMethod):
     }
 
     def forget_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        rows = batch["forget"]
-        nll, mask = token_nll(answer_logits(model, rows), rows["labels"])
+        nll, mask = token_nll(*answer_logits(model, batch["forget"]))
         return simnpo_loss(nll, mask, self.setting("beta"), self.setting("delta_simnpo"))

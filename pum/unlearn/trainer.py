@@ -125,6 +125,7 @@ class UnlearnTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         output = super().train(*args, **kwargs)
+        leave_autocast(self)
         self.model.eval()
         # A trainer is part of a circle of references, so what it holds would outlive it.
         for holder in (self, self.callback_handler):
@@ -135,6 +136,14 @@ class UnlearnTrainer(Trainer):
         if self.args.fingerprint and self.is_world_process_zero():
             record_fingerprint(self.model, Path(str(self.args.output_dir)), self.args.method)
         return output
+
+
+def leave_autocast(trainer: Trainer) -> None:
+    """Give the model its own `forward` back, where --bf16 or --fp16 trained it in mixed precision.
+
+    Otherwise all that asks it later, the evaluation say, would get half-precision answers.
+    """
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
 
 
 def steps_an_epoch(num_rows: int, batch_size: int, accumulation: int) -> int:

@@ -33,5 +33,5 @@ class UNDIAL(UnlearnMethod):
 
     def forget_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         rows = batch["forget"]
-        logits = answer_logits(model, rows)
-        return undial_loss(logits, answer_logits(self.frozen, rows), rows["labels"], self.setting("beta"))
+        logits, labels = answer_logits(model, rows)
+        return undial_loss(logits, answer_logits(self.frozen, rows)[0], labels, self.setting("beta"))

@@ -27,6 +27,5 @@ class WGA(UnlearnMethod):
     epochs = 5.0
 
     def forget_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        rows = batch["forget"]
-        nll, mask = token_nll(answer_logits(model, rows), rows["labels"])
+        nll, mask = token_nll(*answer_logits(model, batch["forget"]))
         return wga_loss(nll, mask, self.setting("beta"))

@@ -52,6 +52,7 @@ class AttackArguments:
     max_new_tokens: int = field(default=200, metadata={"help": "Of a generated answer."})
     eval_limit: int | None = field(default=None, metadata={"help": "Rows of each evaluation set at most."})
     holdout_rows: int = field(default=0, metadata={"help": "Retain rows kept for the attacks, as in training."})
+    eval_gradnorm: bool = field(default=True, metadata={"help": "Compute the GradNorm attack, as in evaluation."})
     dtype: str = field(default="float32", metadata={"help": "Of the weights: float32, float16, bfloat16, auto."})
     opt_bos: str = field(default="</s>", metadata={"help": "First token of OPT prompts."})
     system_prompt: str | None = field(
@@ -169,7 +170,7 @@ def quantize_all(models: Sequence[str], args: AttackArguments) -> None:
 def _evaluation(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: EvalData, args: AttackArguments
 ) -> Evaluation:
-    settings = EvalSettings(max_new_tokens=args.max_new_tokens, limit=args.eval_limit)
+    settings = EvalSettings(args.max_new_tokens, args.eval_limit, args.eval_gradnorm)
     log = read_retain_log(Path(args.retain_log)) if args.retain_log else None
     return Evaluation(model, tokenizer, data, settings, chat=args.chat(tokenizer), retain_log=log)
 

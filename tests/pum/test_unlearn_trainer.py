@@ -12,7 +12,7 @@ from builders import make_model, make_tokenizer
 
 from pum.unlearn import METHODS, get_method
 from pum.unlearn.arguments import UnlearnArguments
-from pum.unlearn.base import Reference, token_nll
+from pum.unlearn.base import IGNORED, Reference, answer_logits, token_nll
 from pum.unlearn.data import PairedRows, UnlearnData
 from pum.unlearn.trainer import UnlearnTrainer, WholeSteps, set_warmup, steps_an_epoch
 from src.lora import add_lora
@@ -139,6 +139,28 @@ def test_the_reference_stays_and_has_no_gradient():
     assert not output.requires_grad
     assert model.training
     torch.testing.assert_close(output, expected)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "opt"])
+def test_logits_begin_where_the_first_answer_is_predicted(architecture):
+    """The same losses as with the logits of prompts and padding, and as many answer tokens."""
+    model = make_model(architecture)
+    rows = collate([{"input_ids": ids, "labels": labels} for ids, labels in (
+        ([0, 5, 6, 7, 8], [IGNORED] * 3 + [7, 8]),
+        ([0, 5, 9], [IGNORED] * 2 + [9]),
+    )])  # fmt: skip
+    logits, labels = answer_logits(model, rows)
+    whole = model(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]).logits
+    assert logits.shape == (2, 4, whole.shape[2])
+    torch.testing.assert_close(logits, whole[:, 1:])
+    nll, mask = token_nll(logits, labels)
+    every, everywhere = token_nll(whole, rows["labels"])
+    torch.testing.assert_close(nll.sum(dim=1), every.sum(dim=1))
+    assert mask.sum() == everywhere.sum() == 3
+    nothing = {**rows, "labels": torch.full_like(rows["labels"], IGNORED)}
+    assert answer_logits(model, nothing)[0].shape == whole.shape
+    text = {**rows, "labels": rows["input_ids"]}  # of plain text all tokens are scored
+    assert answer_logits(model, text)[0].shape == whole.shape
 
 
 def test_with_lora_the_reference_is_the_base_with_adapters_disabled():

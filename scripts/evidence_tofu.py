@@ -1,0 +1,255 @@
+"""TOFU with SmolLM2-135M: eleven methods, plain and on perturbed copies, with what comes back under attack.
+
+`DATA_DIR=... bash scripts/evidence.sh tofu --hours 2`. The subset is 40 forget rows (forget01), the first 360
+retain rows, and 40 rows of other authors that no model was trained on; `write_subset` says what is evaluated. All
+parameters are trained, the weights float32 and the passes bfloat16 (autocast): a step is often smaller than the
+last bit of a bfloat16 weight. Evaluations and attacks are float32 throughout.
+
+Every row first runs at its default rate, then the attacks; then come the other rates of the plain runs, whose
+winner the method's three rows are run with where it is another one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scripts.bench_tools import machine, now
+from scripts.evidence import ROOT, Evidence, Row, Run
+from scripts.tofu_tables import ATTACKED, FULL, RETAIN, distance
+from src.tofu.attacks import attack_rows, verdict
+from src.tofu.logs import EVAL
+from src.utils import Parser, UserError, read_jsonl, run_cli
+
+PUBLISHED = ROOT / "result" / "published"
+BASE = "smollm2-135m"
+SEED = 0
+RETAIN_ROWS, HOLDOUT_ROWS = 360, 40
+EVALUATED = {"retain_perturbed": 20, "real_authors_perturbed": 20, "world_facts_perturbed": 20}
+COPIES, KAPPAS = 4, ("0.1", "0.01")
+EPOCHS, BATCH = 2, 4
+FINETUNE, RETAIN_LOG, PLAIN, PUM, ATTACKS = "finetune", "retain-log", "unlearn", "pum", "attacks"
+# Rates to choose from, the default first; the most telling methods first.
+RATES: dict[str, tuple[float, ...]] = {
+    "NPO": (5e-5, 2e-5, 1e-4),
+    "GradDiff": (2e-5, 1e-5, 5e-5),
+    "RMU": (1e-4, 5e-5, 2e-4),
+    "SimNPO": (5e-5, 2e-5, 1e-4),
+    "DPO": (5e-5, 2e-5, 1e-4),
+    "UNDIAL": (1e-4, 5e-5, 2e-4),
+    "GradAscent": (2e-5, 1e-5, 5e-5),
+    "WGA": (2e-5, 1e-5, 5e-5),
+    "SatImp": (5e-5, 2e-5, 1e-4),
+    "CEU": (2e-5, 1e-5, 5e-5),
+    "PDU": (2e-5, 1e-5, 5e-5),
+}
+SCORES = (
+    *("forget_quality", "model_utility", "forget_truth_ratio", "forget_Q_A_Prob", "forget_Q_A_ROUGE"),
+    *("retain_Q_A_Prob", "retain_Q_A_ROUGE", "extraction_strength", "privleak", "privleak_vs_half"),
+)
+DATA = ("--forget_split", "forget01", "--max_new_tokens", "48", "--eval_gradnorm", "False")
+MODELS = ("--max_retain", str(RETAIN_ROWS), "--bf16", "True")
+TRAINER = ("--use_cpu", "True", "--disable_tqdm", "True", "--seed", str(SEED))
+TRAINING = ("--gradient_accumulation_steps", "1", "--warmup_epochs", "0.5", "--per_device_train_batch_size")
+FINETUNE_EPOCHS, FINETUNE_RATE = 5, 3e-4
+RELEARNING = ("--steps", "10", "--every", "5", "--learning_rate", "5e-5", "--eval_limit", "20")
+ROUNDING = ("--eval_limit", "10")
+
+
+@dataclass
+class EvidenceArguments:
+    """How long, and where to."""
+
+    hours: float = field(default=8.0, metadata={"help": "Begin no run that would end later than that."})
+    workers: int = field(default=1, metadata={"help": "Runs at a time, one thread each."})
+    output_dir: str = field(default=str(PUBLISHED), metadata={"help": "Where the JSON goes."})
+    work_dir: str = field(default="result/evidence/tofu", metadata={"help": "Of the models and the runs' files."})
+
+    def __post_init__(self) -> None:
+        if not self.hours > 0 or self.workers < 1:
+            raise UserError("--hours must be positive and --workers at least 1")
+
+
+def rows() -> list[Row]:
+    """The plan: the two models that everything is compared with, each method's three rows, and attacks on all.
+
+    `passes` are units of ten seconds of one thread, as measured beforehand.
+    """
+    tuned = (*TRAINING, "8", "--num_train_epochs", str(FINETUNE_EPOCHS))
+    plan = [
+        Row(RETAIN, tuned, 45 * FINETUNE_EPOCHS, 130.0, (FINETUNE_RATE,), module=RETAIN_LOG, seeds=(SEED,)),
+        Row(FULL, tuned, 50 * FINETUNE_EPOCHS, 140.0, (FINETUNE_RATE,), module=FINETUNE, seeds=(SEED,)),
+    ]
+    for method, rates in RATES.items():
+        plan += method_rows(method, rates)
+    attacked = [
+        Row(row.name + ATTACKED, (*RELEARNING, *ROUNDING), 10, 30.0, (), row.like or row.name, ATTACKS, (SEED,))
+        for row in plan
+    ]
+    return plan + attacked
+
+
+def method_rows(method: str, rates: tuple[float, ...]) -> list[Row]:
+    """Unlearned as it is, and on perturbed copies with either noise, at the plain run's rate."""
+    options = (*TRAINING, str(BATCH), "--num_train_epochs", str(EPOCHS))
+    steps, plain = 40 // BATCH * EPOCHS, f"{method}, plain"
+    found = [Row(plain, ("--method", method, *options), steps, 25.0, rates, module=PLAIN, seeds=(SEED,))]
+    for kappa in KAPPAS:
+        noise = ("--copies_m", str(COPIES), "--kappa", kappa)
+        words = ("--inner_handler", method, *options, *noise)
+        found.append(Row(f"{method}, kappa {kappa}", words, steps, 55.0, (), plain, PUM, (SEED,)))
+    return found
+
+
+def write_subset(source: Path, folder: Path) -> None:
+    """A data folder with the subset in the splits' layout: what is trained on, held out and evaluated.
+
+    All 40 forget rows are evaluated, of the other sets the first rows of each, `EVALUATED`; those of the retain
+    set are among the 360 that are trained on.
+    """
+    tofu = source / "tofu"
+    retain, forget = read_jsonl(tofu / "retain90.jsonl"), read_jsonl(tofu / "forget01.jsonl")
+    known = {(row["question"], row["answer"]) for row in forget}
+    unseen = [row for row in read_jsonl(tofu / "forget10.jsonl") if (row["question"], row["answer"]) not in known]
+    splits = {
+        "forget01": forget,
+        "forget01_perturbed": read_jsonl(tofu / "forget01_perturbed.jsonl"),
+        "retain99": retain[:RETAIN_ROWS],
+        "holdout01": unseen[-HOLDOUT_ROWS:],
+        **{name: read_jsonl(tofu / f"{name}.jsonl")[:count] for name, count in EVALUATED.items()},
+    }
+    (folder / "tofu").mkdir(parents=True, exist_ok=True)
+    for name, lines in splits.items():
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        (folder / "tofu" / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    shutil.copyfile(tofu / "idk.txt", folder / "tofu" / "idk.txt")
+
+
+class TofuEvidence(Evidence):
+    """The plan's runs: unlearning with its evaluation, and attacks on the model that a run has left.
+
+    The rate is chosen on the reported draw: that of the plain run with the least `score`. A run's seed is that of
+    PUM's secrets.
+
+    Attributes:
+        base: what the model was fine-tuned from.
+        trained: options of every training.
+    """
+
+    tuning_seed = SEED
+    base = BASE
+    trained: tuple[str, ...] = MODELS
+
+    def missing(self) -> Iterator[Run]:
+        """Every row at its default rate, the other rates of the plain runs, then what the winners lack."""
+        for row in self.rows.values():
+            run = Run(row, self._default(row), SEED)
+            if self.found(run) is None:
+                yield run
+        yield from self.missing_after_sweep()
+
+    def missing_after_sweep(self) -> Iterator[Run]:
+        """Every rate of the plain runs, then each row at the winner, the first draw of all before the second."""
+        for row in self.rows.values():
+            if row.rates:
+                yield from self._missing_tuning(row)
+        for seed in sorted({seed for row in self.rows.values() for seed in row.seeds}):
+            for row in self.rows.values():
+                rate = self.rate(row)
+                if seed in row.seeds and rate is not None and self.found(Run(row, rate, seed)) is None:
+                    yield Run(row, rate, seed)
+
+    def _default(self, row: Row) -> float:
+        return (self.rows[row.like] if row.like else row).rates[0]
+
+    def score(self, figures: dict[str, Any]) -> float:
+        """How far a run is from the retain model in forget probability, forget ROUGE and utility, summed."""
+        return distance(figures["scores"], self.goal())
+
+    def goal(self) -> dict[str, float]:
+        """The scores of the retain model."""
+        return next(dict(run["scores"]) for run in self.runs if run["row"] == RETAIN)
+
+    def _folder(self, name: str, rate: float | None = None) -> Path:
+        """Where the model of a row lies, at its default rate where none is named."""
+        row = self.rows[name]
+        return self._work / Run(row, self._default(row) if rate is None else rate, SEED).folder
+
+    def _train(self, run: Run) -> dict[str, Any]:
+        """What is missing of a run is made; then its figures. An interrupted PUM run goes on at its copy."""
+        if run.row.module == ATTACKS:
+            return self._attack(run)
+        folder = self._work / run.folder
+        if not (folder / "metrics.json").exists():
+            self._train_model(run)
+        metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
+        seconds = metrics["seconds"]
+        return {
+            "scores": {name: metrics["scores"].get(name) for name in SCORES},
+            "train_seconds": seconds["train"],
+            "peak_mib": metrics["peak_memory"]["mib"],
+            **_cost(run, seconds["train"] + seconds["evaluation"]),
+        }
+
+    def _train_model(self, run: Run, *further: str) -> None:
+        """The command that trains and evaluates."""
+        row, folder = run.row, self._work / run.folder
+        words = ["pum.run_pum"] if row.module == PUM else ["pum.run_unlearn", row.module]
+        start = self.base if row.module in (FINETUNE, RETAIN_LOG) else str(self._folder(FULL))
+        words += ["--model_name", start, "--output_dir", str(folder), "--learning_rate", f"{run.rate:g}"]
+        if row.module != RETAIN_LOG:
+            words += ["--retain_log", str(self._folder(RETAIN) / "evals" / EVAL)]
+        if row.module == PUM:
+            words += ["--kappa_base_model_path", self.base, "--secret_seed", str(run.seed)]
+        print(f"{run.folder}: {row.steps} steps", flush=True)
+        self._command([*words, *self._shared, *self.trained, *TRAINER, *row.options, *further], folder)
+
+    def _attack(self, run: Run) -> dict[str, Any]:
+        """Relearning and rounding, of a model that is trained again where its weights are gone, and drops them."""
+        trained = Run(self.rows[run.row.name.removesuffix(ATTACKED)], run.rate, run.seed)
+        folder, weights = self._work / trained.folder, self._work / trained.folder / "model.safetensors"
+        if not weights.exists():
+            self._train_model(trained, "--overwrite_output_dir")
+        print(f"{run.folder}: two attacks", flush=True)
+        retain, begin = self._folder(RETAIN), time.monotonic()
+        words = [*self._shared, "--retain_model", str(retain)]
+        self._command(["src.tofu.attacks", "relearn", str(folder), *words, *RELEARNING], folder)
+        words = [*self._shared, "--before", str(self._folder(FULL))]
+        self._command(["src.tofu.attacks", "quantize", str(folder), *words, *ROUNDING], folder)
+        if trained.row.module in (PLAIN, PUM):
+            weights.unlink()
+        found = {"attacks": attack_rows(folder / "evals"), "verdict": verdict(folder / "evals")}
+        return {**found, **_cost(run, time.monotonic() - begin)}
+
+    def _command(self, words: Sequence[str], folder: Path) -> None:
+        self._run([sys.executable, "-m", *words], folder.with_name(f"{folder.name}.log"))
+
+
+def _cost(run: Run, seconds: float) -> dict[str, Any]:
+    return {"passes": run.row.passes, "seconds": seconds, **machine(torch.device("cpu")), **now()}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Go on with the plan."""
+    (args,) = Parser(EvidenceArguments).parse(argv)
+    if not os.environ.get("DATA_DIR"):
+        raise UserError("set DATA_DIR to a folder with TOFU's splits in tofu/")
+    work = ROOT / args.work_dir
+    write_subset(Path(os.environ["DATA_DIR"]), work / "data")
+    os.environ["DATA_DIR"] = str(work / "data")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    evidence = TofuEvidence(rows(), Path(args.output_dir) / "tofu_evidence.json", Path(args.work_dir), DATA)
+    evidence.go_on(args.hours, args.workers)
+
+
+if __name__ == "__main__":
+    run_cli(main)

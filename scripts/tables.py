@@ -1,0 +1,24 @@
+"""Tables in Markdown, and where their figures come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+Figures = dict[str, Any]
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table, with the line break at its end."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def measured_on(sources: Sequence[Figures]) -> str:
+    """The machines, dates and versions of what a table shows."""
+    found = []
+    for figures in sources:
+        versions = figures["versions"]
+        libraries = f"torch {versions['torch']}, transformers {versions['transformers']}"
+        found.append(f"{figures['device']}, {figures['threads']} threads, {figures['date']}, {libraries}")
+    return "\n" + ".\n".join(dict.fromkeys(found)) + ".\n" if found else ""

@@ -1,0 +1,139 @@
+"""Tables of unlearning on TOFU, from the runs that `scripts.evidence_tofu` and `evidence_kappa` publish."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+
+from scripts.tables import Figures, markdown, measured_on
+
+FULL, RETAIN, ATTACKED = "before unlearning", "retain model", ", attacked"
+JUDGED = ("forget_Q_A_Prob", "forget_Q_A_ROUGE", "model_utility")
+TINY = ("forget_Q_A_Prob", "retain_Q_A_Prob")  # what tells something of a tiny model
+SCORES = (
+    ("forget quality", "forget_quality"),
+    ("utility", "model_utility"),
+    ("truth ratio", "forget_truth_ratio"),
+    ("forget prob.", "forget_Q_A_Prob"),
+    ("ROUGE-L", "forget_Q_A_ROUGE"),
+    ("extraction", "extraction_strength"),
+    ("privleak", "privleak"),
+)
+POINT = 0.01  # "below 1 %" of arXiv 2602.23798
+
+
+def distance(scores: Figures, goal: Figures, judged: Sequence[str] = JUDGED) -> float:
+    """How far a run is from the retain model, summed over what it is judged by."""
+    return float(sum(abs(scores[name] - goal[name]) for name in judged))
+
+
+def best_rates(runs: Sequence[Figures], goal: Figures) -> dict[str, float]:
+    """Of each method, the rate of the plain run that is closest to the retain model."""
+    found: dict[str, tuple[float, float]] = {}
+    for run in runs:
+        method, _, kind = run["row"].partition(", ")
+        if kind == "plain":
+            candidate = (distance(run["scores"], goal), run["rate"])
+            found[method] = min(found.get(method, candidate), candidate)
+    return {method: rate for method, (_, rate) in found.items()}
+
+
+def shown(runs: Sequence[Figures]) -> dict[str, Figures]:
+    """The run of each row that a table shows: at its method's best rate, or at the first where that is missing."""
+    goal = next((run["scores"] for run in runs if run["row"] == RETAIN), None)
+    rates = best_rates(runs, goal) if goal else {}
+    found: dict[str, Figures] = {}
+    for run in runs:
+        if run["row"] not in found or run["rate"] == rates.get(run["row"].partition(", ")[0]):
+            found[run["row"]] = run
+    return found
+
+
+def tofu_evidence(content: dict[str, Figures]) -> str:
+    """A row a model: the retain model, that before unlearning, and each method plain and with either noise."""
+    found = shown(content.get("tofu_evidence", {}).get("runs", []))
+    rows = []
+    for name, run in found.items():
+        if not name.endswith(ATTACKED):
+            attacked = found.get(name + ATTACKED)
+            if attacked is not None and attacked["rate"] != run["rate"]:
+                attacked = None
+            scores = [_number(run["scores"].get(key)) for _, key in SCORES]
+            rows.append((name, *scores, *_attacks(attacked), f"{run['rate']:g}", f"{run['train_seconds']:.0f}"))
+    head = ("model", *(title for title, _ in SCORES), "relearned", "int4", "verdict", "rate", "seconds")
+    return markdown(head, rows) + measured_on(list(found.values()))
+
+
+def _attacks(run: Figures | None) -> tuple[str, str, str]:
+    """Area above the retain model's curve in relearning forget rows; forget probability when rounded to int4."""
+    if run is None:
+        return "", "", ""
+    attacks = run["attacks"]
+    area, rounded = attacks.get("  area, prob"), attacks.get("forget probability, int4")
+    return _number(area), _number(rounded), run["verdict"] or ""
+
+
+def tofu_degradation(content: dict[str, Figures]) -> str:
+    """A row a method: what perturbed copies change against the plain run at the same rate."""
+    runs = content.get("tofu_evidence", {}).get("runs", [])
+    return degradation(runs, ("0.01", "0.1"), ("utility", "model_utility"))
+
+
+def kappa_evidence(content: dict[str, Figures]) -> str:
+    """Likewise on tiny models with the settings of the paper's code, and what remains with no noise at all."""
+    runs = content.get("kappa_evidence", {}).get("runs", [])
+    return degradation(runs, ("0", "0.01", "0.1"), ("retain", "retain_Q_A_Prob"))
+
+
+def degradation(runs: Sequence[Figures], kappas: Sequence[str], kept: tuple[str, str]) -> str:
+    """Forget probability and what is to be kept, of the plain run, and how they change with each noise, in points.
+
+    The last column says whether both stay within a point at the most noise, in every draw.
+
+    Args:
+        kept: title and score of what unlearning should leave as it is.
+    """
+    measured = {"forget": "forget_Q_A_Prob", kept[0]: kept[1]}
+    plain = _as_with_noise(runs)
+    rows = []
+    for method, base in plain.items():
+        cells, worst = [], 0.0
+        for kappa in kappas:
+            row = f"{method}, kappa {kappa}"
+            mine = [run["scores"] for run in runs if run["row"] == row and run["rate"] == base["rate"]]
+            for key in measured.values():
+                changes = [one[key] - base["scores"][key] for one in mine]
+                cells.append(_points(changes))
+                if kappa == kappas[-1]:
+                    worst = max([worst, *map(abs, changes)]) if changes else float("nan")
+        start = [_number(base["scores"][key]) for key in measured.values()]
+        holds = "" if math.isnan(worst) else "yes" if worst < POINT else "no"
+        rows.append((method, f"{base['rate']:g}", *start, *cells, holds))
+    noises = [f"{name}, kappa {kappa}" for kappa in kappas for name in measured]
+    head = ("method", "rate", *(f"{name}, plain" for name in measured), *noises, f"within 1 point at {kappas[-1]}")
+    return markdown(head, rows) + measured_on(runs)
+
+
+def _as_with_noise(runs: Sequence[Figures]) -> dict[str, Figures]:
+    """Of each method that has runs with noise, the plain run at their rate."""
+    rates = {run["row"].partition(", ")[0]: run["rate"] for run in runs if ", kappa " in run["row"]}
+    found: dict[str, Figures] = {}
+    for run in runs:
+        method, _, kind = run["row"].partition(", ")
+        if kind == "plain" and run["rate"] == rates.get(method):
+            found[method] = run
+    return found
+
+
+def _points(changes: Iterable[float]) -> str:
+    """Mean and, of several draws, standard deviation of changes, in points."""
+    values = [100 * change for change in changes]
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):+.1f}{spread}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"

@@ -1,0 +1,229 @@
+"""The plans of unlearning: their order, rates and commands, the subset, and the tables of what they publish."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pum.arguments import PUMArguments
+from pum.run_unlearn import LoraArguments
+from pum.unlearn import METHODS
+from pum.unlearn.arguments import UnlearnArguments
+from pum.unlearn.finetune import FinetuneArguments
+from pum.unlearn.running import RunArguments
+from scripts import evidence_kappa, evidence_tofu
+from scripts.evidence import Row, Run
+from scripts.evidence_tofu import ATTACKS, PLAIN, PUM, TofuEvidence
+from scripts.tofu_tables import ATTACKED, FULL, RETAIN, degradation, shown, tofu_evidence
+from src.tofu.attacks import AttackArguments
+from src.utils import Parser, UserError, write_json
+
+MACHINE = {"device": "a CPU", "threads": 1, "date": "2026-11-26", "versions": {"torch": "2", "transformers": "5"}}
+GOAL = {"forget_Q_A_Prob": 0.1, "forget_Q_A_ROUGE": 0.3, "model_utility": 0.5}
+ROWS = [
+    Row(RETAIN, (), 1, 1.0, (1e-4,), module="retain-log", seeds=(0,)),
+    Row("NPO, plain", (), 1, 1.0, (2e-5, 1e-5, 3e-5), module=PLAIN, seeds=(0,)),
+    Row("NPO, kappa 0.1", (), 1, 1.0, (), "NPO, plain", PUM, (0,)),
+    Row("NPO, plain" + ATTACKED, (), 1, 1.0, (), "NPO, plain", ATTACKS, (0,)),
+]
+
+
+class Recorded(TofuEvidence):
+    """Notes the runs; the plain one ends the closer to the retain model the higher its rate."""
+
+    def __init__(self, folder: Path, rows: list[Row], dies_at: int = -1) -> None:
+        super().__init__(rows, folder / "runs.json", folder / "work", ())
+        self.made: list[tuple[str, float]] = []
+        self.dies_at = dies_at
+
+    def _train(self, run: Run) -> dict[str, Any]:
+        if len(self.made) == self.dies_at:
+            raise KeyboardInterrupt
+        self.made.append((run.row.name, run.rate))
+        scores = dict(GOAL) if run.row.name == RETAIN else {**GOAL, "forget_Q_A_Prob": 1e-5 / run.rate}
+        return {"scores": scores, "seconds": 1.0, "passes": run.row.passes}
+
+
+def test_every_row_comes_at_its_default_rate_before_any_other_rate(tmp_path):
+    plan = Recorded(tmp_path, ROWS)
+    plan.go_on(hours=1, workers=1)
+    defaults = [(RETAIN, 1e-4), *((row.name, 2e-5) for row in ROWS[1:])]
+    winner = [(row.name, 3e-5) for row in ROWS[2:]]
+    assert plan.made == [*defaults, ("NPO, plain", 1e-5), ("NPO, plain", 3e-5), *winner]
+
+
+@pytest.mark.parametrize("dies_at", range(8))
+def test_a_stopped_plan_goes_on_and_runs_nothing_twice(tmp_path, dies_at):
+    whole = Recorded(tmp_path / "whole", ROWS)
+    whole.go_on(hours=1, workers=1)
+    stopped = Recorded(tmp_path / "stopped", ROWS, dies_at)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.go_on(hours=1, workers=1)
+    again = Recorded(tmp_path / "stopped", ROWS)
+    again.go_on(hours=1, workers=1)
+    assert stopped.made + again.made == whole.made
+
+
+def test_all_methods_are_planned_with_both_noises_and_attacks():
+    rows = evidence_tofu.rows()
+    names = [row.name for row in rows]
+    assert len(set(names)) == len(names) == 2 * (2 + 3 * len(METHODS))
+    assert set(evidence_tofu.RATES) == set(METHODS)
+    assert names[:2] == [RETAIN, FULL]
+    assert all(name.endswith(ATTACKED) for name in names[len(names) // 2 :])
+    assert all(row.rates or row.like in names for row in rows)
+
+
+class Told(TofuEvidence):
+    """Notes the commands, and leaves what they would."""
+
+    commands: list[list[str]]
+
+    def _command(self, words: Any, folder: Path) -> None:
+        self.commands.append(list(words))
+        scores = dict.fromkeys(evidence_tofu.SCORES, 0.5)
+        content = {
+            "scores": scores,
+            "seconds": {"train": 1.0, "evaluation": 1.0},
+            "peak_memory": {"mib": 1.0},
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "metrics.json", content)
+        (folder / "model.safetensors").touch()
+
+
+def told(folder: Path, rows: list[Row]) -> Told:
+    plan = Told(rows, folder / "runs.json", folder / "work", evidence_tofu.DATA)
+    plan.commands = []
+    plan.go_on(hours=1, workers=1)
+    return plan
+
+
+def test_every_command_is_one_that_its_module_takes(tmp_path):
+    rows = [row for row in evidence_tofu.rows() if row.name.startswith((RETAIN, FULL, "NPO", "RMU, plain"))]
+    plan = told(tmp_path, rows)
+    parsed = {"pum.run_pum": 0, "unlearn": 0, "finetune": 0, "retain-log": 0, "relearn": 0, "quantize": 0}
+    for module, *words in plan.commands:
+        name = module if module == "pum.run_pum" else words.pop(0)
+        parsed[name] += 1
+        if name in ("relearn", "quantize"):
+            Parser(AttackArguments).parse(words[1:])
+        elif name == "pum.run_pum":
+            _, args = Parser((RunArguments, PUMArguments)).parse(words)
+            assert (args.copies_m, args.secret_seed, args.bf16) == (4, 0, True)
+            assert args.kappa in (0.1, 0.01)
+            assert args.kappa_base_model_path == evidence_tofu.BASE
+        else:
+            kind = UnlearnArguments if name == "unlearn" else FinetuneArguments
+            run, _, args = Parser((RunArguments, LoraArguments, kind)).parse(words)
+            assert args.bf16
+            assert (run.retain_log is None) == (name == "retain-log")
+    assert all(count > 0 for count in parsed.values()), parsed
+    published = (tmp_path / "runs.json").read_text("utf-8")
+    assert str(tmp_path) not in published
+
+
+def test_an_attacked_model_is_dropped_and_made_again_where_it_is_needed(tmp_path):
+    rows = [row for row in evidence_tofu.rows() if row.name.startswith((RETAIN, FULL, "NPO, plain"))]
+    plan = told(tmp_path, rows)
+    weights = sorted(path.parent.name for path in (tmp_path / "work").glob("*/model.safetensors"))
+    # Of the plain ones that at the default rate and the winner were attacked.
+    assert [name.split("-")[0] for name in weights] == ["before", "npo", "retain"]
+    attack = next(row for row in rows if row.name == "NPO, plain" + ATTACKED)
+    plan.commands.clear()
+    plan._train(Run(attack, attack.rates[0] if attack.rates else evidence_tofu.RATES["NPO"][0], 0))
+    kinds = [words[1] for words in plan.commands]
+    assert kinds == ["unlearn", "relearn", "quantize"]
+    assert plan.commands[0][-1] == "--overwrite_output_dir"
+
+
+def test_the_subset_is_the_one_that_is_stated(tmp_path):
+    source = tmp_path / "source" / "tofu"
+    source.mkdir(parents=True)
+
+    def write(name: str, count: int, first: int = 0) -> None:
+        rows = [{"question": f"{i}?", "answer": str(i)} for i in range(first, first + count)]
+        (source / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    write("retain90", 400)
+    write("forget10", 100, first=1000)
+    write("forget01", 40, first=1000)
+    for name in ("forget01_perturbed", "retain_perturbed", "real_authors_perturbed", "world_facts_perturbed"):
+        write(name, 40)
+    (source / "idk.txt").write_text("I do not know.\n", encoding="utf-8")
+    evidence_tofu.write_subset(source.parent, tmp_path / "made")
+    lines = {
+        path.stem: [json.loads(line)["answer"] for line in path.read_text("utf-8").splitlines()]
+        for path in (tmp_path / "made" / "tofu").glob("*.jsonl")
+    }
+    assert lines["retain99"] == [str(i) for i in range(360)]
+    assert lines["holdout01"] == [str(i) for i in range(1060, 1100)]
+    assert not set(lines["holdout01"]) & set(lines["forget01"] + lines["retain99"])
+    assert len(lines["forget01_perturbed"]) == 40
+    assert len(lines["world_facts_perturbed"]) == evidence_tofu.EVALUATED["world_facts_perturbed"]
+
+
+def test_the_kappa_plan_has_the_papers_rounds_and_three_draws_of_the_noise():
+    rows = evidence_kappa.rows()
+    assert len(rows) == 8 * 4
+    for row in rows:
+        if row.module == PUM:
+            _, args = Parser((RunArguments, PUMArguments)).parse([*evidence_kappa.SPLIT, *row.options])
+            assert args.rounds_R * args.local_epochs == args.num_train_epochs == 10
+            assert (args.copies_m, args.alphas, args.client_reference) == (2, "fixed", "server")
+            assert len(row.seeds) == (1 if args.kappa == 0 else 3)
+
+
+def run_of(row: str, rate: float, forget: float, utility: float, **more: Any) -> dict[str, Any]:
+    scores = {"forget_Q_A_Prob": forget, "forget_Q_A_ROUGE": 0.3, "model_utility": utility}
+    return {"row": row, "rate": rate, "scores": scores, "train_seconds": 2.0, **MACHINE, **more}
+
+
+def test_the_table_shows_each_row_at_its_best_rate_once_that_is_there():
+    attacks = {"attacks": {"  area, prob": 0.25, "forget probability, int4": 0.5}, "verdict": "lasts"}
+    runs = [
+        run_of(RETAIN, 1e-4, 0.1, 0.5),
+        run_of("NPO, plain", 1e-5, 0.9, 0.5),
+        run_of("NPO, kappa 0.1", 1e-5, 0.8, 0.5),
+        run_of("NPO, plain" + ATTACKED, 1e-5, 0.0, 0.0, **attacks),
+    ]
+    table = tofu_evidence({"tofu_evidence": {"runs": runs}})
+    assert "| NPO, plain |  | 0.5 |  | 0.9 | 0.3 |  |  | 0.25 | 0.5 | lasts | 1e-05 | 2 |" in table
+    better = [*runs, run_of("NPO, plain", 2e-5, 0.2, 0.5)]
+    table = tofu_evidence({"tofu_evidence": {"runs": better}})
+    assert "| NPO, plain |  | 0.5 |  | 0.2 | 0.3 |  |  |  |  |  | 2e-05 | 2 |" in table  # attacked at another rate
+    assert shown(better)["NPO, kappa 0.1"]["rate"] == 1e-5
+    assert tofu_evidence({}).count("\n| ") == 1  # a head alone, which is not shown
+
+
+def test_degradation_is_in_points_against_the_plain_run_at_the_same_rate():
+    runs = [
+        run_of("NPO, plain", 1e-5, 0.20, 0.50),
+        run_of("NPO, plain", 2e-5, 0.90, 0.10),
+        run_of("NPO, kappa 0.01", 1e-5, 0.201, 0.50),
+        run_of("NPO, kappa 0.1", 1e-5, 0.205, 0.495),
+        run_of("NPO, kappa 0.1", 1e-5, 0.215, 0.495),
+        run_of("DPO, plain", 1e-5, 0.2, 0.5),
+        run_of("RMU, plain", 1e-5, 0.2, 0.5),
+        run_of("RMU, kappa 0.01", 1e-5, 0.2, 0.6),
+    ]
+    table = degradation(runs, ("0.01", "0.1"), ("utility", "model_utility"))
+    assert "| NPO | 1e-05 | 0.2 | 0.5 | +0.1 | +0.0 | +1.0 ± 0.7 | -0.5 ± 0.0 | no |" in table
+    assert "| RMU | 1e-05 | 0.2 | 0.5 | +0.0 | +10.0 |  |  |  |" in table
+    assert "DPO" not in table  # nothing to compare
+    assert "| yes |" in degradation(runs[:4], ("0.01",), ("utility", "model_utility"))
+
+
+@pytest.mark.parametrize("words", [["--hours", "0"], ["--workers", "0"], ["--hours", "nan"]])
+def test_wrong_hours_or_workers_are_refused(words):
+    with pytest.raises(UserError, match="must be positive"):
+        evidence_tofu.main(words)
+
+
+def test_without_data_the_plan_says_so(monkeypatch):
+    monkeypatch.delenv("DATA_DIR", raising=False)
+    with pytest.raises(UserError, match="set DATA_DIR"):
+        evidence_tofu.main(["--hours", "1"])
