@@ -182,15 +182,15 @@ def test_an_upload_holds_nothing_private(tmp_path, monkeypatch):
 def test_parameters_are_written_in_one_place_only():
     """Apart from noise, reading weights, the dtype of new adapters, and what trains or rounds other models.
 
-    That is the small problem's pretraining, the attacks on an unlearned model, and the mean of gradients that
-    processes of an unlearning run share.
+    That is the small problem's pretraining, the control of the audit of canaries, the attacks on an unlearned model,
+    and the mean of gradients that processes of an unlearning run share.
     """
     operation = r"\.(add|mul|sub|div|copy|fill|zero|lerp|addcmul|addcdiv|neg|normal|uniform)_\("
     writes = re.compile(rf"{operation}|(?<!self)\.data = |load_state_dict\(|optimizer\.step\(")
     files = [path for folder in ("src", "paczo", "baselines") for path in (ROOT / folder).rglob("*.py")]
     found = {path.name for path in files if writes.search(path.read_text(encoding="utf-8"))}
     weights = {"directions.py", "noise.py", "models.py", "lora.py", "checkpoints.py"}
-    assert found == {*weights, "learning_task.py", "relearn.py", "quantize.py", "processes.py"}
+    assert found == {*weights, "learning_task.py", "universe.py", "relearn.py", "quantize.py", "processes.py"}
 
 
 @pytest.mark.parametrize(
