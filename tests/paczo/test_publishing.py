@@ -182,8 +182,8 @@ def test_an_upload_holds_nothing_private(tmp_path, monkeypatch):
 def test_parameters_are_written_in_one_place_only():
     """Apart from noise, reading weights, the dtype of new adapters, and what trains or rounds other models.
 
-    That is the small problem's pretraining, the control of the audit of canaries, the attacks on an unlearned model,
-    and the mean of gradients that processes of an unlearning run share.
+    That is the small problem's pretraining, the control of the audit of canaries, the attacks on an unlearned
+    model, and the mean of gradients that processes of an unlearning run share.
     """
     operation = r"\.(add|mul|sub|div|copy|fill|zero|lerp|addcmul|addcdiv|neg|normal|uniform)_\("
     writes = re.compile(rf"{operation}|(?<!self)\.data = |load_state_dict\(|optimizer\.step\(")
