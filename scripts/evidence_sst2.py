@@ -23,6 +23,7 @@ COSTS = PUBLISHED / "directions-smollm2-135m-lora-last10-bfloat16-n1000-cpu.json
 BUDGET = 60.0  # bare forward passes over the N = 1000 sentences
 NUM_TRAIN, NUM_DEV, EVALUATIONS = 1000, 500, 12
 MANY, BEST = 64, 256
+TOP_RATE = 0.8  # chosen at K = BEST; other K try what it says if the best rate grows with K, or with its root
 SAMPLE_RATE = 0.064
 EXACT = ("--dtype", "bfloat16", "--zo_derivative", "exact")
 SHARED = (
@@ -56,7 +57,7 @@ def costs() -> dict[str, float]:
 
 def rows() -> list[Row]:
     """The plan, the most telling rows first."""
-    many, best = (f"K = {k}" for k in (MANY, BEST))
+    best = f"K = {BEST}"
     zero, abstain = ("--pac_zpl",), ("--pac_zpl", "--pac_zpl_abstain")
     full = ("--no_privacy", "--ablation", "quant_full")
     matched = epsilon_for_success(posterior_success(0.11))
@@ -65,9 +66,14 @@ def rows() -> list[Row]:
         paczero(f"quant_full, {best}", BEST, (0.4, 0.8), full),
         recipe("recipe: PAC-ZPL, K = 1, central, float32", (0.003, 0.01)),
         paczero(f"dev set alone, {NUM_DEV} rows", BEST, (), full, like=f"quant_full, {best}", on_dev=NUM_DEV),
+        *(
+            paczero(f"dev set alone, {count} rows", BEST, (), full, like=f"quant_full, {best}", on_dev=count)
+            for count in (100, 32)
+        ),
+        *(paczero(f"PAC-ZPL abstain, K = {k}", k, rates_to_try(k), abstain) for k in (MANY, 1024, 16, 1)),
         paczero(f"PAC-ZPL abstain, {best}, N = 4000", BEST, (), abstain, like=f"PAC-ZPL abstain, {best}", n=4000),
+        paczero(f"quant_full, {best}, N = 4000", BEST, (), full, like=f"quant_full, {best}", n=4000),
         paczero(f"PAC-ZPL, {best}", BEST, (), zero, like=f"PAC-ZPL abstain, {best}"),
-        paczero(f"PAC-ZPL abstain, {many}", MANY, (0.2, 0.4), abstain),
         paczero(f"non-private, {best}", BEST, (0.03, 0.1, 0.3), ("--no_privacy",)),
     ]
     plan += [
@@ -79,15 +85,14 @@ def rows() -> list[Row]:
         plan.append(private_mean(f"DPZero, epsilon {epsilon:.2f}", 1, epsilon, (0.0005, 0.0015, 0.005)))
         for k, rates in ((MANY, (1.0, 3.0, 10.0)), (BEST, (3.0, 10.0, 30.0))):
             plan.append(private_mean(f"DP-AggZO, epsilon {epsilon:.2f}, K = {k}", k, epsilon, rates))
-    plan += [
-        paczero(f"quant_full, {best}, N = 4000", BEST, (), full, like=f"quant_full, {best}", n=4000),
-        *(
-            paczero(f"dev set alone, {count} rows", BEST, (), full, like=f"quant_full, {best}", on_dev=count)
-            for count in (100, 32)
-        ),
-        paczero(f"PAC-ZPL abstain, {best}, no dev set", BEST, (), abstain, like=f"PAC-ZPL abstain, {best}", dev=0),
-    ]
-    return plan
+    chosen = f"PAC-ZPL abstain, {best}"
+    return [*plan, paczero(f"{chosen}, no dev set", BEST, (), abstain, like=chosen, dev=0)]
+
+
+def rates_to_try(directions: int) -> tuple[float, ...]:
+    """The rate chosen at K = 256, moved in proportion to K and to its root, to two figures."""
+    share = directions / BEST
+    return tuple(float(f"{TOP_RATE * scale:.2g}") for scale in (share, math.sqrt(share)))
 
 
 def paczero(
