@@ -3,7 +3,7 @@
 `DATA_DIR=... bash scripts/evidence.sh tofu --hours 2`. The subset is 40 forget rows (forget01), the first 360
 retain rows, and 40 rows of other authors that no model was trained on; `write_subset` says what is evaluated. All
 parameters are trained, the weights float32 and the passes bfloat16 (autocast): a step is often smaller than the
-last bit of a bfloat16 weight. Evaluations and attacks are float32 throughout.
+last bit of a bfloat16 weight. Evaluations are made alike; attacks are float32 throughout.
 
 Every row first runs at its default rate, then the attacks; then come the other rates of the plain runs, whose
 winner the method's three rows are run with where it is another one.
@@ -57,7 +57,7 @@ SCORES = (
     *("retain_Q_A_Prob", "retain_Q_A_ROUGE", "extraction_strength", "privleak", "privleak_vs_half"),
 )
 DATA = ("--forget_split", "forget01", "--max_new_tokens", "48", "--eval_gradnorm", "False")
-MODELS = ("--max_retain", str(RETAIN_ROWS), "--bf16", "True")
+MODELS = ("--max_retain", str(RETAIN_ROWS), "--bf16", "True", "--eval_autocast", "True")
 TRAINER = ("--use_cpu", "True", "--disable_tqdm", "True", "--seed", str(SEED))
 TRAINING = ("--gradient_accumulation_steps", "1", "--warmup_epochs", "0.5", "--per_device_train_batch_size")
 FINETUNE_EPOCHS, FINETUNE_RATE = 5, 3e-4

@@ -71,6 +71,7 @@ class RunArguments:
     max_new_tokens: int = field(default=200, metadata={"help": "Of a generated answer."})
     eval_gradnorm: bool = field(default=True, metadata={"help": "Compute the GradNorm attack."})
     mink_k: float = field(default=0.4, metadata={"help": "Share of the tokens that Min-K% looks at."})
+    eval_autocast: bool = field(default=False, metadata={"help": "Evaluate in bfloat16 over the weights' dtype."})
     smoke: bool = field(default=False, metadata={"help": "Mark the run as a check: any later run may replace it."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace the run in output_dir."})
 
@@ -84,7 +85,9 @@ class RunArguments:
         self.eval_settings()  # refuses what it cannot take
 
     def eval_settings(self) -> EvalSettings:
-        return EvalSettings(self.max_new_tokens, self.eval_limit, self.eval_gradnorm, self.mink_k)
+        return EvalSettings(
+            self.max_new_tokens, self.eval_limit, self.eval_gradnorm, self.mink_k, self.eval_autocast
+        )
 
     def chat(self, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
         return chat_format(tokenizer, self.system_prompt, self.date_string)

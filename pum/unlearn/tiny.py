@@ -53,7 +53,7 @@ def tiny_models(split: Split, run: RunArguments, cache: Path) -> Path:
     found = versions()
     recipe = {
         "rows": [asdict(split), data.sets],
-        "evaluation": [METRICS_VERSION, run.max_new_tokens, run.eval_gradnorm, run.mink_k],
+        "evaluation": [METRICS_VERSION, run.max_new_tokens, run.eval_gradnorm, run.mink_k, run.eval_autocast],
         "shape": [SHAPE, VOCABULARY, PRETRAINING_EPOCHS, EPOCHS, LEARNING_RATE, SEED, RECIPE_VERSION],
         "versions": [found["torch"], found["transformers"]],
     }

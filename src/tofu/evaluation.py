@@ -42,12 +42,14 @@ class EvalSettings:
         limit: rows of each set at most, from its start; None for all.
         gradnorm: whether to compute the GradNorm attack, one backward pass for each forget and holdout row.
         mink_k: share of the tokens that Min-K% and Min-K%++ look at.
+        autocast: matrix products in bfloat16, over weights of any dtype, as in training with `--bf16`.
     """
 
     max_new_tokens: int = 200
     limit: int | None = None
     gradnorm: bool = True
     mink_k: float = 0.4
+    autocast: bool = False
 
     def __post_init__(self) -> None:
         if not 0.0 < self.mink_k <= 1.0:
@@ -266,7 +268,8 @@ def evaluate(evaluation: Evaluation, folder: Path) -> tuple[Log, bool]:
     stored = read_matching(folder, key)
     if stored is not None:
         return stored, True
-    with torch.random.fork_rng():
+    device = next(evaluation.model.parameters()).device.type
+    with torch.random.fork_rng(), torch.autocast(device, torch.bfloat16, enabled=evaluation.settings.autocast):
         log = evaluation.run()
     write_log(folder, log, key)
     return log, False

@@ -261,6 +261,20 @@ def test_evaluation_writes_open_unlearnings_layout_and_is_its_own_retain_log(mod
         assert evaluate(make_evaluation(model), tmp_path / "evals")[1]
 
 
+def test_an_evaluation_in_bfloat16_is_close_and_another_evaluation(model, tmp_path):
+    data, settings = make_data(), EvalSettings(max_new_tokens=4, autocast=True)
+    exact, _ = evaluate(make_evaluation(model, is_retain_model=True), tmp_path)
+    rounded, was_there = evaluate(
+        Evaluation(model, make_tokenizer(), data, settings, is_retain_model=True), tmp_path
+    )
+    assert not was_there
+    for name in ("forget_Q_A_Prob", "retain_Q_A_Prob", "forget_truth_ratio"):
+        whole, half = exact[name]["agg_value"], rounded[name]["agg_value"]
+        assert whole != half
+        assert half == pytest.approx(whole, rel=0.02)
+    assert next(model.parameters()).dtype == torch.float32
+
+
 def test_a_retain_log_of_another_split_is_noticed(model):
     other = RetainLog([0.5] * 7, 0.5, "digest")
     with pytest.raises(UserError, match="the retain log has 7 forget rows, this evaluation 6"):
