@@ -21,7 +21,7 @@ from torch import nn
 
 from scripts.bench import SHAPES, BenchArguments, bare_passes, build_model, sst2_prompts, word_tokenizer
 from scripts.bench_reference import CANDIDATES, EPS
-from scripts.bench_tools import PeakMemory, machine, save, shown, timed, utilisation
+from scripts.bench_tools import PeakMemory, machine, save, shown, this_device, timed, utilisation
 from src.engine.derivatives import exact_derivatives
 from src.lora import LoraSettings, add_lora
 from src.models import EMBEDDED, load_model
@@ -61,7 +61,7 @@ class DirectionsArguments:
 def main(argv: Sequence[str] | None = None) -> None:
     """Time, print, and write the figures as JSON."""
     (args,) = Parser(DirectionsArguments).parse(argv)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = this_device()
     memory = PeakMemory(device)
     objective = make_objective(args, device)
     objective.derivative_budget = args.derivative_budget

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from scripts.bench import SHAPES, VOCABULARY, BenchArguments, build_model, text_length, word_tokenizer
 from scripts.bench_reference import reference_generation
-from scripts.bench_tools import machine, save, shown, timed
+from scripts.bench_tools import machine, save, shown, this_device, timed
 from src.engine.decoding import stop_tokens
 from src.models import load_model
 from src.objectives import GenerationF1
@@ -45,7 +45,7 @@ class GenerationArguments:
 def main(argv: Sequence[str] | None = None) -> None:
     """Time both in turn, compare their answers, print, and write the figures as JSON."""
     (args,) = Parser(GenerationArguments).parse(argv)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = this_device()
     model, tokenizer, prompts, answers = questions(args, device)
     objective = GenerationF1(model, tokenizer, prompts, answers, args.max_new_tokens)
     encoded = list(encode(tokenizer, prompts))

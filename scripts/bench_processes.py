@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from scripts.bench import SHAPES, VOCABULARY, BenchArguments, build_model, sst2_prompts
-from scripts.bench_tools import machine, save, shown
+from scripts.bench_tools import machine, save, shown, this_device
 from src.utils import PRECISIONS, Parser, UserError, run_cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,7 +54,7 @@ class ProcessesArguments:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run both, print, and write the figures as JSON."""
     (args,) = Parser(ProcessesArguments).parse(argv)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = this_device()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(args, folder, device)

@@ -96,6 +96,11 @@ def shown(arguments: Any) -> dict[str, Any]:
     return {**values, "data_dir": values["data_dir"] is not None}
 
 
+def this_device() -> torch.device:
+    """The GPU where there is one, the CPU otherwise."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def machine(device: torch.device) -> dict[str, Any]:
     """What the figures were measured on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()

@@ -19,11 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from paczo.report.evidence import TUNING_SEED
 from paczo.report.runs import evaluations
-from scripts.bench_tools import machine, now
+from scripts.bench_tools import machine, now, this_device
 from src.utils import UserError, write_json
 
 SEEDS = (0, 1, 2)
@@ -228,7 +226,7 @@ def figures(metrics: dict[str, Any]) -> dict[str, Any]:
         "best_step": metrics["best_step"],
         "privacy": metrics["privacy"],
         "seconds": metrics["seconds"]["total"],
-        **machine(torch.device("cpu")),
+        **machine(this_device()),
         **now(),
     }
 

@@ -18,6 +18,7 @@ from paczo.bounds import epsilon_for_success, posterior_success
 from scripts.evidence import DP, PACZERO, ROOT, Evidence, Row
 from src.utils import Parser, UserError, run_cli
 
+MODEL = "smollm2-135m"
 PUBLISHED = ROOT / "result" / "published"
 COSTS = PUBLISHED / "directions-smollm2-135m-lora-last10-bfloat16-n1000-cpu.json"
 BUDGET = 60.0  # bare forward passes over the N = 1000 sentences
@@ -27,7 +28,7 @@ TOP_RATE = 0.8  # chosen at K = BEST; other K try what it says if the best rate 
 SAMPLE_RATE = 0.064
 EXACT = ("--dtype", "bfloat16", "--zo_derivative", "exact")
 SHARED = (
-    *("--task_name", "SST2", "--model_name", "smollm2-135m", "--train_as_classification"),
+    *("--task_name", "SST2", "--train_as_classification"),
     *("--lora", "--lora_r", "8", "--lora_alpha", "16", "--lora_layers", "last:10", "--num_eval", "872"),
     *("--report_to", "none", "--disable_tqdm", "True"),
 )
@@ -39,6 +40,7 @@ class EvidenceArguments:
 
     hours: float = field(default=12.0, metadata={"help": "Begin no run that would end later than that."})
     workers: int = field(default=os.cpu_count() or 1, metadata={"help": "Runs at a time, one thread each."})
+    model_name: str = field(default=MODEL, metadata={"help": "SmolLM2-135M, by name or as a folder."})
     output_dir: str = field(default=str(PUBLISHED), metadata={"help": "Where the JSON goes."})
     work_dir: str = field(default="result/evidence/sst2", metadata={"help": "Of runs that are not finished."})
 
@@ -150,7 +152,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     (args,) = Parser(EvidenceArguments).parse(argv)
     if not os.environ.get("DATA_DIR"):
         raise UserError("set DATA_DIR to a folder with sst2/train.jsonl and sst2/validation.jsonl")
-    evidence = Evidence(rows(), Path(args.output_dir) / "sst2_evidence.json", Path(args.work_dir), SHARED)
+    shared = (*SHARED, "--model_name", args.model_name)
+    evidence = Evidence(rows(), Path(args.output_dir) / "sst2_evidence.json", Path(args.work_dir), shared)
     evidence.go_on(args.hours, args.workers)
 
 

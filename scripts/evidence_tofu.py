@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from scripts.bench_tools import machine, now
+from scripts.bench_tools import machine, now, this_device
 from scripts.evidence import ROOT, Evidence, Row, Run
 from scripts.tofu_tables import ATTACKED, FULL, RETAIN, distance
 from src.tofu.attacks import attack_rows, verdict
@@ -58,7 +58,7 @@ SCORES = (
 )
 DATA = ("--forget_split", "forget01", "--max_new_tokens", "48", "--eval_gradnorm", "False")
 MODELS = ("--max_retain", str(RETAIN_ROWS), "--bf16", "True", "--eval_autocast", "True")
-TRAINER = ("--use_cpu", "True", "--disable_tqdm", "True", "--seed", str(SEED))
+TRAINER = ("--use_cpu", str(not torch.cuda.is_available()), "--disable_tqdm", "True", "--seed", str(SEED))
 TRAINING = ("--gradient_accumulation_steps", "1", "--warmup_epochs", "0.5", "--per_device_train_batch_size")
 FINETUNE_EPOCHS, FINETUNE_RATE = 5, 3e-4
 RELEARNING = ("--steps", "10", "--every", "5", "--learning_rate", "5e-5", "--eval_limit", "20")
@@ -71,6 +71,7 @@ class EvidenceArguments:
 
     hours: float = field(default=8.0, metadata={"help": "Begin no run that would end later than that."})
     workers: int = field(default=1, metadata={"help": "Runs at a time, one thread each."})
+    model_name: str = field(default=BASE, metadata={"help": "SmolLM2-135M, by name or as a folder."})
     output_dir: str = field(default=str(PUBLISHED), metadata={"help": "Where the JSON goes."})
     work_dir: str = field(default="result/evidence/tofu", metadata={"help": "Of the models and the runs' files."})
 
@@ -235,7 +236,7 @@ class TofuEvidence(Evidence):
 
 
 def _cost(run: Run, seconds: float) -> dict[str, Any]:
-    return {"passes": run.row.passes, "seconds": seconds, **machine(torch.device("cpu")), **now()}
+    return {"passes": run.row.passes, "seconds": seconds, **machine(this_device()), **now()}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -248,6 +249,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ["DATA_DIR"] = str(work / "data")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     evidence = TofuEvidence(rows(), Path(args.output_dir) / "tofu_evidence.json", Path(args.work_dir), DATA)
+    evidence.base = args.model_name
     evidence.go_on(args.hours, args.workers)
 
 

@@ -11,7 +11,6 @@ import argparse
 import fcntl
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -140,7 +139,7 @@ def run_one(day: Day, part: Part) -> str:
     words = [sys.executable, *part.words] if part.words[0] != "bash" else list(part.words)
     words += ["--output_dir", str(figures)] if part.figures else []
     words += ["--hours", f"{part.share * day.left() / 3600:.4f}"] if part.again else []
-    begin, wall = time.monotonic(), time.time()
+    begin = time.monotonic()
     with log.open("w", encoding="utf-8") as file:
         child = subprocess.Popen(
             words, cwd=ROOT, env=day.environment, stdout=file, stderr=file, start_new_session=True
@@ -155,8 +154,6 @@ def run_one(day: Day, part: Part) -> str:
         _end(child)
         (day.folder / "running.json").unlink(missing_ok=True)
     seconds = time.monotonic() - begin
-    if part.again:
-        _keep_published(figures, since=wall)
     lines = log.read_text("utf-8", errors="replace").strip().splitlines()
     last = lines[-1][-300:] if lines else ""
     record = {"name": part.name, "words": list(part.words), "gpus": day.machine["gpus"], "state": state}
@@ -168,13 +165,6 @@ def run_one(day: Day, part: Part) -> str:
     return (
         f"failed after {seconds:.0f} s: {last}" if state == "failed" else f"ended with the budget, {seconds:.0f} s"
     )
-
-
-def _keep_published(folder: Path, *, since: float) -> None:
-    """Copy the JSON that a part wrote among the published results to the part's figures."""
-    for path in sorted((ROOT / "result" / "published").glob("*.json")):
-        if path.stat().st_mtime >= since:
-            shutil.copy(path, folder)
 
 
 def end_leftover(folder: Path) -> None:

@@ -107,15 +107,14 @@ def processes(gpus: int, shape: str, *, tiny: bool) -> Part:
 
 def evidence(table: str, share: float, *, tiny: bool) -> Part:
     """Rows of an evidence table by SmolLM2-135M, as many as fit into a share of the time."""
-    script = ROOT / "scripts" / "evidence.sh"
-    _, missing = smollm2_model()
-    if not script.exists():
-        missing = "scripts/evidence.sh is not there"
+    model, missing = smollm2_model()
+    if not os.environ.get("DATA_DIR"):
+        missing = "DATA_DIR names no real data"
     if tiny:
         missing = "too long for tiny shapes"
-    return Part(
-        f"evidence-{table}", ("bash", str(script.relative_to(ROOT)), table), 120, missing, False, True, share
-    )
+    words = ("bash", "scripts/evidence.sh", table, "--model_name", model, "--workers", "1")
+    work = ("--work_dir", f"result/gpu_day/work/{table}")
+    return Part(f"evidence-{table}", (*words, *work), 120, missing, again=True, share=share)
 
 
 def with_data(part: Part) -> Part:

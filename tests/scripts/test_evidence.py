@@ -136,6 +136,6 @@ def test_every_row_of_sst2_costs_what_the_budget_allows_at_a_thousand_sentences(
     same_size = [
         row for row in rows if row.passes and "N = 4000" not in row.name and "dev set alone" not in row.name
     ]
-    assert all(0.95 * evidence_sst2.BUDGET < row.passes <= evidence_sst2.BUDGET for row in same_size)
+    assert all(0.93 * evidence_sst2.BUDGET < row.passes <= evidence_sst2.BUDGET for row in same_size)
     assert len(same_size) >= 12
     assert {row.module for row in rows} == {PACZERO, "baselines.run_dp_zo"}
