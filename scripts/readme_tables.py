@@ -15,9 +15,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from paczo.report.evidence import TUNING_SEED, evidence_svg
+from paczo.report.evidence import evidence_svg
 from paczo.universe import FALSE_POSITIVES
-from scripts.tables import Figures
+from scripts.sst2_tables import sst2_directions, sst2_evidence
+from scripts.tables import Figures, mean_and_spread
 from scripts.tables import markdown as _table
 from scripts.tables import measured_on as _measured_on
 from scripts.tofu_tables import kappa_evidence, tofu_degradation, tofu_evidence
@@ -42,6 +43,7 @@ def tables(folder: Path = PUBLISHED) -> dict[str, str]:
         "learning": learning,
         "universe_audit": universe_audit,
         "sst2_evidence": sst2_evidence,
+        "sst2_directions": sst2_directions,
         "tofu_evidence": tofu_evidence,
         "tofu_degradation": tofu_degradation,
         "kappa_evidence": kappa_evidence,
@@ -167,7 +169,7 @@ def in_context(content: dict[str, Figures]) -> str:
         for row in figures.get("in_context", []):
             scores = [next(one[name] for name in ("accuracy", "f1") if name in one) for one in row["scores"]]
             calibration = row["calibration"].replace("icl_sfc", "sfc") or "none"
-            rows.append((row["task"], str(row["shots"]), calibration, _mean_and_spread(scores)))
+            rows.append((row["task"], str(row["shots"]), calibration, mean_and_spread(scores)))
         if "in_context" in figures:
             sources.append(figures)
     head = ("task", "demonstrations", "calibration", "accuracy or F1 (of so many draws)")
@@ -205,39 +207,6 @@ def universe_audit(content: dict[str, Figures]) -> str:
 
 def _interval(found: Sequence[float]) -> str:
     return f"{found[0]:.3f} ({found[1]:.3f} to {found[2]:.3f})"
-
-
-def sst2_evidence(content: dict[str, Figures]) -> str:
-    """A row a method on SST-2, in the order in which they were first run."""
-    runs = [run for run in content.get("sst2_evidence", {}).get("runs", []) if run["seed"] != TUNING_SEED]
-    before = {run["seed"]: run["before"]["test"] for run in runs}.values()
-    rows = []
-    if runs:
-        rows.append(("before training", _mean_and_spread([one["accuracy"] for one in before]), "", "", "", ""))
-    for name in dict.fromkeys(run["row"] for run in runs):
-        mine = [run for run in runs if run["row"] == name]
-        scores = [run["after"]["test"] for run in mine]
-        bound = mine[0]["privacy"].get("posterior_success_bound")
-        rows.append(
-            (
-                name,
-                _mean_and_spread([one["accuracy"] for one in scores]),
-                f"{statistics.mean(one['loss'] for one in scores):.3f}",
-                "not accounted" if bound is None else f"{bound:.3f}",
-                f"{mine[0]['rate']:g}",
-                f"{mine[0]['steps']}, {mine[0]['passes']:.0f}",
-            )
-        )
-    head = ("method", "test accuracy", "test loss", "attack bound", "rate", "steps, passes")
-    what = "Dev accuracy, dev loss and share of agreement against forward passes: mean, smallest and largest"
-    drawing = f"\n![{what}](result/published/sst2_evidence.svg)\n" if runs else ""
-    return _table(head, rows) + _measured_on(runs) + drawing
-
-
-def _mean_and_spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation over draws, and how many there are."""
-    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.1f}{spread} % (of {len(values)})"
 
 
 def _duration(seconds: float, digits: int = 2) -> str:

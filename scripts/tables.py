@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,3 +23,9 @@ def measured_on(sources: Sequence[Figures]) -> str:
         libraries = f"torch {versions['torch']}, transformers {versions['transformers']}"
         found.append(f"{figures['device']}, {figures['threads']} threads, {figures['date']}, {libraries}")
     return "\n" + ".\n".join(dict.fromkeys(found)) + ".\n" if found else ""
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation over draws, and how many there are."""
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{spread} % (of {len(values)})"

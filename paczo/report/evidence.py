@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +14,11 @@ from src.pages import svg
 
 TUNING_SEED = 100  # of the draw that rates are chosen on; it is not among those that are reported
 X_LABEL = "passes over 1,000 samples"
+DIRECTIONS_TITLE = "K directions a step, at zero nats"
+MAIN = "PAC-ZPL abstain, K = 256"
 PRIVATE_MEANS = ("PAC-MI", "DPZero", "DP-AggZO")
 SIZES = ("N = ", "dev set", "rows")
+DIRECTIONS = re.compile(r"PAC-ZPL abstain, K = \d+")
 Published = dict[str, Any]
 Panels = dict[str, dict[str, list[Series]]]
 
@@ -36,6 +40,9 @@ def panels(published: Published) -> Panels:
     found: Panels = {}
     for title, belongs in GROUPS.items():
         members = {name: rows[name] for name in rows if belongs(name)}
+        if title == DIRECTIONS_TITLE:
+            members = dict(sorted(members.items(), key=lambda item: int(item[0].rpartition(" ")[2])))
+            members = members if len(members) > 1 else {}
         drawn = {
             quantity: [Series(name, [of(run) for run in mine]) for name, mine in members.items()]
             for quantity, of in QUANTITIES.items()
@@ -54,8 +61,14 @@ def _is_size(name: str) -> bool:
     return any(word in name for word in SIZES)
 
 
+def _is_plain(name: str) -> bool:
+    """At one number of directions, of one size, without a budget."""
+    return not (_is_budget(name) or _is_size(name) or (DIRECTIONS.fullmatch(name) and name != MAIN))
+
+
 GROUPS: dict[str, Callable[[str], bool]] = {
-    "Zero nats, and not private": lambda name: not _is_budget(name) and not _is_size(name),
+    "Zero nats, and not private": _is_plain,
+    DIRECTIONS_TITLE: lambda name: bool(DIRECTIONS.fullmatch(name)),
     "With a budget": _is_budget,
     "Sizes of the training and dev sets": _is_size,
 }

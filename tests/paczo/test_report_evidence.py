@@ -56,6 +56,18 @@ def test_rows_are_put_into_three_groups_and_empty_ones_are_left_out():
     assert evidence_drawings({"runs": [run("a", TUNING_SEED)]}) == []
 
 
+def test_numbers_of_directions_are_a_group_in_numeric_order_once_there_are_two():
+    names = ["PAC-ZPL abstain, K = 256", "quant_full, K = 256"]
+    found = panels({"runs": [run(name) for name in names]})
+    assert [*found] == ["Zero nats, and not private"]
+    names += [f"PAC-ZPL abstain, K = {k}" for k in (1024, 16)] + ["PAC-ZPL abstain, K = 256, N = 4000"]
+    drawn = [
+        [one.label for one in group["dev loss"]]
+        for group in panels({"runs": [run(name) for name in names]}).values()
+    ]
+    assert drawn == [names[:2], [names[3], names[0], names[2]], names[4:]]
+
+
 @pytest.mark.parametrize("losses", [[0.8, math.nan], [math.inf, 0.6]])
 def test_the_drawing_says_what_is_not_finite_and_keeps_names_as_text(losses):
     runs = [
