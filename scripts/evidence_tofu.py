@@ -81,7 +81,7 @@ class EvidenceArguments:
 
 
 def rows() -> list[Row]:
-    """The plan: the two models that everything is compared with, each method's three rows, and attacks on all.
+    """The plan: the two models that everything is compared with, all methods plain, with each noise, and attacks.
 
     `passes` are units of ten seconds of one thread, as measured beforehand.
     """
@@ -90,8 +90,8 @@ def rows() -> list[Row]:
         Row(RETAIN, tuned, 45 * FINETUNE_EPOCHS, 130.0, (FINETUNE_RATE,), module=RETAIN_LOG, seeds=(SEED,)),
         Row(FULL, tuned, 50 * FINETUNE_EPOCHS, 140.0, (FINETUNE_RATE,), module=FINETUNE, seeds=(SEED,)),
     ]
-    for method, rates in RATES.items():
-        plan += method_rows(method, rates)
+    made = [method_rows(method, rates) for method, rates in RATES.items()]
+    plan += [row for kind in zip(*made, strict=True) for row in kind]
     attacked = [
         Row(row.name + ATTACKED, (*RELEARNING, *ROUNDING), 10, 30.0, (), row.like or row.name, ATTACKS, (SEED,))
         for row in plan

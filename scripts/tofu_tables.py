@@ -53,8 +53,9 @@ def shown(runs: Sequence[Figures]) -> dict[str, Figures]:
 def tofu_evidence(content: dict[str, Figures]) -> str:
     """A row a model: the retain model, that before unlearning, and each method plain and with either noise."""
     found = shown(content.get("tofu_evidence", {}).get("runs", []))
+    methods = [name.partition(", ")[0] for name in found]
     rows = []
-    for name, run in found.items():
+    for name, run in sorted(found.items(), key=lambda item: methods.index(item[0].partition(", ")[0])):
         if not name.endswith(ATTACKED):
             attacked = found.get(name + ATTACKED)
             if attacked is not None and attacked["rate"] != run["rate"]:
