@@ -16,6 +16,7 @@ Proofs: paczo/proofs.md.
     python -m paczo.bounds                          a table for the paper's budgets
     python -m paczo.bounds --mi 0.33                all that 0.33 nats bound
     python -m paczo.bounds --mi 0.33 --prior 0.25   a guess with another blind success
+    python -m paczo.bounds --mi 0.33 --steps 500    how far the released bits follow their signs, by charge
     python -m paczo.bounds --eps 2 --delta 1e-5
 """
 
@@ -28,7 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paczo.bit_channel import binary_mi, relative_entropy
+from paczo.mechanisms import CHARGES, PacMI
 from paczo.pac_utils import check_count
+from paczo.randomness import SecretRandom
 
 PAPER_BUDGETS = (1e-4, 3e-4, 5e-4, 1e-3, 2e-3, 3e-3, 1e-2, 3e-2, 5e-2, 0.07, 0.11, 0.2, 0.33, 0.5, 0.68)
 
@@ -178,6 +181,29 @@ def _check_prior(prior: float) -> None:
         raise ValueError(f"prior must lie strictly between 0 and 1, got {prior!r}")
 
 
+def sign_excess(mi_nats: float, steps: int, charge: str, *, num_subsets: int = 128, runs: int = 8) -> float:
+    """Mean of P(released bit = true sign) - 1/2 over the releases of PAC-MI, what a budget leaves to learn from.
+
+    In `runs` seeded runs of one release a step, the signs of the subsets being fair coins. With both signs equally
+    likely a share b of the nats gives sqrt(b/2) by "bit" and sqrt(b/pi) by "real", as b goes to 0.
+
+    Raises ValueError as `PacMI` does.
+    """
+    found = []
+    for seed in range(runs):
+        signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(steps, num_subsets))
+        mechanism = PacMI(num_subsets, 0, mi_nats, steps, SecretRandom.from_seed(seed), charge=charge)
+        for row in signs:
+            release = mechanism.release(row)
+            if release.flip is not None:
+                found.append(0.5 - release.flip)
+            elif release.noise_std is not None:
+                found.append(0.5 * math.erf(1.0 / release.noise_std / math.sqrt(2.0)))
+            else:
+                found.append(0.5)  # all that are still possible agree
+    return float(np.mean(found))
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}\n")
@@ -216,6 +242,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--mi", type=float, help="budget in nats")
     parser.add_argument("--prior", type=float, help="success of the best blind guess (default: 0.5)")
     parser.add_argument("--num_subsets", type=int, default=128, help="M, for naming S* (default: 128)")
+    parser.add_argument("--steps", type=int, help="releases to share it out to: what they leave to learn from")
     parser.add_argument("--eps", type=float, help="epsilon of differential privacy, to compare")
     parser.add_argument("--delta", type=float, help="its delta (default: 0)")
     args = parser.parse_args(argv)
@@ -223,7 +250,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--eps is for a balanced guess: it excludes --mi and --prior")
     if args.delta is not None and args.eps is None:
         parser.error("--delta needs --eps")
+    if args.steps is not None and args.mi is None:
+        parser.error("--steps needs --mi")
     try:
+        if args.steps is not None:
+            print(
+                f"P(released bit = true sign) - 1/2, mean over {args.steps} releases of {args.mi:g} nats in all:"
+            )
+            for charge in CHARGES:
+                excess = sign_excess(args.mi, args.steps, charge, num_subsets=args.num_subsets)
+                print(f"--pac_charge {charge:<6}{excess:.4f}")
+            return
         if args.eps is not None:
             success = success_for_epsilon(args.eps, args.delta or 0.0)
             print(f"success bound {success:.6f}, advantage {success - 0.5:.6f} over a blind guess")

@@ -10,9 +10,11 @@ from paczo.bounds import (
     PAPER_BUDGETS,
     blind_success,
     epsilon_for_success,
+    main,
     mi_for_success,
     naming_success,
     posterior_success,
+    sign_excess,
     success_for_epsilon,
     tpr_at_fpr,
     tpr_for_epsilon,
@@ -356,3 +358,23 @@ class TestTruePositivesUnderDP:
         for eps, fpr, delta in ((-1.0, 0.1, 0.0), (math.nan, 0.1, 0.0), (1.0, 1.5, 0.0), (1.0, 0.1, 2.0)):
             with pytest.raises(ValueError, match="got"):
                 tpr_for_epsilon(eps, fpr, delta)
+
+
+@pytest.mark.parametrize(("charge", "slope"), [("bit", math.sqrt(1 / 2)), ("real", math.sqrt(1 / math.pi))])
+def test_released_bits_follow_their_signs_as_the_charge_says(charge, slope):
+    one = sign_excess(1e-4, 1, charge, num_subsets=4096, runs=4)  # signs of many subsets are even but for 2 %
+    assert one == pytest.approx(slope * math.sqrt(1e-4), rel=2e-3)
+    many = sign_excess(0.33, 40, charge, runs=2)
+    assert many > sign_excess(0.11, 40, charge, runs=2) > slope * math.sqrt(0.11 / 40) * 0.99
+    assert sign_excess(50.0, 1, charge, runs=1) > 0.49
+
+
+def test_the_command_prints_what_both_charges_leave(capsys):
+    main(["--mi", "0.33", "--steps", "30"])
+    lines = capsys.readouterr().out.splitlines()
+    found = {line.split()[1]: float(line.split()[2]) for line in lines[1:]}
+    assert 1.15 < found["bit"] / found["real"] < 1.35
+    for words in (["--steps", "3"], ["--mi", "0.3", "--steps", "0"]):
+        with pytest.raises(SystemExit) as error:
+            main(words)
+        assert error.value.code == 2
