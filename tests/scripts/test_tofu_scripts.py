@@ -239,7 +239,7 @@ def test_the_smoke_runs_forget_and_keep_the_rest(tmp_path):
     forget, retain = (
         [float(value) for value in shown[f"{name} probability"].split()] for name in ("forget", "retain")
     )
-    (before, plain, pum), (kept_before, kept_plain, kept_pum) = forget, retain
+    (before, _, plain, pum), (kept_before, _, kept_plain, kept_pum) = forget, retain
     assert plain < before / 5
     assert kept_plain == pytest.approx(kept_before, rel=0.2)
     assert before - pum == pytest.approx(before - plain, rel=0.1)
