@@ -69,7 +69,8 @@ def stages(lives: Lives, tmp_path_factory: pytest.TempPathFactory) -> Stages:
 @pytest.mark.parametrize("index", [0, 1, 2, 4], ids=["publish", "client", "merge", "last merge"])
 def test_killed_before_any_step_on_the_disk(index: int, stages: Stages, lives: Lives) -> None:
     command, words = stages.commands[index]
-    crash, ended = 0, ""
+    # A merge's third step deletes the theta before it, when its line is written already.
+    crash, ended = 3 if command == "merge" and STRIDE > 1 else 0, ""
     while ended != "0":
         stages.restore(index)
         ended = lives.run(command, words, crash=crash)
