@@ -194,7 +194,7 @@ is_finished() {
 # Attack the plain and PUM runs of the split's tasks that are there, and the retain model.
 attack_all() {
     local attack name attacked=() options=(--forget_split "$split" --dtype "$DTYPE" --seed "$SEED" $ATTACK_ARGS)
-    options+=(--max_new_tokens "$MAX_NEW_TOKENS" --holdout_rows "$holdout")
+    options+=(--max_new_tokens "$MAX_NEW_TOKENS" --holdout_rows "$holdout" --before "$model")
     if [ -n "$EVAL_LIMIT" ]; then options+=(--eval_limit "$EVAL_LIMIT"); fi
     if [ -n "$log" ]; then options+=(--retain_log "$log"); fi
     if [ -n "${SYSTEM_PROMPT+set}" ]; then options+=(--system_prompt "$SYSTEM_PROMPT"); fi

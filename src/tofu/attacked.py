@@ -11,7 +11,7 @@ RELEARN, QUANTIZE = "RELEARN.json", "QUANTIZE.json"
 METRICS = ("prob", "rouge")  # of each row that is not taught, on the way
 BITS = {"int8": 8, "int4": 4}
 FORMAT = 2  # of both files; raise it when the attacks change
-POINT = 0.01  # less of probability or ROUGE is called nothing, however sure it is
+POINT = 0.01  # of probability; less is called nothing, however sure it is
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -66,21 +66,18 @@ def verdict(evals: Path) -> str | None:
 
     "shows": before any attack the rows were likelier than for the retain model. "suppressed": they come back more
     than they come to the retain model that is given the same, rows or rounding. "lasts": neither was seen. Seen is
-    what is at least `POINT` and, with 95 % confidence over rows, above 0.
+    what is at least `POINT` of probability and, with 95 % confidence over rows, above 0. ROUGE does not count: a
+    small retain model may answer nothing, and any text is above that.
     """
     relearned, quantized = read_attack(evals, RELEARN), read_attack(evals, QUANTIZE)
     against = (relearned or {}).get("against")
     if against is None:
         return None
-    ways = [
-        f"relearning on {taught} rows"
-        for taught, found in against.items()
-        if any(_seen(found[metric]["gain"], found[metric]["gain_low"]) for metric in METRICS)
-    ]
+    found = {taught: metrics["prob"] for taught, metrics in against.items()}
+    ways = [f"relearning on {taught} rows" for taught, f in found.items() if _seen(f["gain"], f["gain_low"])]
     ways += [kind for kind in BITS if quantized and _seen(quantized[kind]["back"], quantized[kind]["back_low"])]
     back = f"comes back by {', '.join(ways)}"
-    starts = (found[metric] for found in against.values() for metric in METRICS)
-    if any(_seen(found["start"] - found["retain_start"], found["start_low"]) for found in starts):
+    if any(_seen(f["start"] - f["retain_start"], f["start_low"]) for f in found.values()):
         return f"shows, and {back}" if ways else "shows"
     return f"suppressed: {back}" if ways else "lasts"
 

@@ -287,6 +287,22 @@ def test_a_retain_log_is_made_from_the_base_model_or_taken():
     assert [option(words, "retain_log") for words in runs] == ["mine.json"] * 2
 
 
+def test_attacks_come_before_the_table_that_shows_them():
+    found = commands(PUM, SMOKE="1", ATTACKS="relearn quantize", ATTACK_ARGS="--steps 3", METHODS="NPO RMU")
+    assert list(found) == ["pum.run_unlearn", "pum.run_pum", "src.tofu.attacks", "src.tofu.table"]
+    runs = [f"saves/unlearn/tofu_tiny_forget10_{name}" for name in ("NPO", "NPO_PUM", "RMU", "RMU_PUM")]
+    for words, attack in zip(found["src.tofu.attacks"], ("relearn", "quantize"), strict=True):
+        assert words[:6] == [attack, *runs, "saves/tiny/DIGEST/retain"]
+        assert option(words, "steps") == "3"
+        assert option(words, "retain_model") == "saves/tiny/DIGEST/retain"
+        assert option(words, "before") == "saves/tiny/DIGEST/full"
+    (shown,) = found["src.tofu.table"]
+    assert option(shown, "retain") == "saves/tiny/DIGEST/retain"
+    assert "src.tofu.attacks" not in commands(PUM, SMOKE="1")
+    result = run_script(PLAIN, ATTACKS="melt")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+
+
 @pytest.mark.parametrize("script", [PLAIN, PUM])
 def test_wrong_variables_are_one_line(script):
     for variables, message in (
