@@ -52,7 +52,7 @@ class PartiesArguments:
 
     what: list[str] = field(default_factory=lambda: list(WHAT), metadata={"help": ", ".join(WHAT)})
     model: str = field(default="smollm2-135m", metadata={"help": "Of memory and merge."})
-    steps: int = field(default=40, metadata={"help": "Of each copy, where time is measured."})
+    steps: int = field(default=60, metadata={"help": "Of each copy, where time is measured."})
     data_dir: str | None = field(default=None, metadata={"help": "Not used: the rows are the sample data's."})
     output_dir: str = field(default="result/bench", metadata={"help": "Where the JSON goes."})
 
@@ -170,7 +170,7 @@ def command(words: Sequence[str]) -> tuple[float, float]:
             [sys.executable, *words], cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
         )
         while process.poll() is None:
-            time.sleep(0.01)
+            time.sleep(0.1)
             peak = max([peak, *(_peak(one) for one in _processes(process.pid))])
         seconds = time.perf_counter() - begin
         if process.returncode:

@@ -194,9 +194,13 @@ def _evaluation(
 
 
 def _scores(log: Log) -> dict[str, Any]:
-    """All scores, and the probability of each forget row."""
-    rows = log["forget_Q_A_Prob"]["value_by_index"].values()
-    return {**scores_of(log), "forget_rows": [entry["prob"] for entry in rows]}
+    return {**scores_of(log), "forget_rows": forget_probabilities(log)}
+
+
+def forget_probabilities(log: Log) -> list[float]:
+    """Of each forget row, in the rows' order: a log that was read from its file has them sorted as words."""
+    rows = log["forget_Q_A_Prob"]["value_by_index"]
+    return [rows[index]["prob"] for index in sorted(rows, key=int)]
 
 
 def _write(model: str, name: str, found: dict[str, Any]) -> None:

@@ -112,7 +112,7 @@ def test_wrong_words_are_one_line(main, words, message):
 
 def test_a_commands_peak_is_its_own():
     """Of a process and of one that it starts; a failure is its last line."""
-    block = "import sys, time; b = b'x' * (100 << 20); time.sleep(0.2)"
+    block = "import sys, time; b = b'x' * (100 << 20); time.sleep(0.5)"
     child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {block!r}])"
     peaks = [bench_parties.command(["-c", code])[1] for code in ("pass", block, child)]
     assert peaks[0] < 60

@@ -17,7 +17,7 @@ from scipy import stats
 from pum.unlearn.tiny import train_tokenizer
 from src.models import load_model
 from src.tofu.attacked import FORMAT, METRICS, attack_rows, verdict
-from src.tofu.attacks import main
+from src.tofu.attacks import forget_probabilities, main
 from src.tofu.chat import chat_format
 from src.tofu.prompts import encode_prompts, encode_rows
 from src.tofu.quantize import levels, linear_weights, quantize_, undone_share
@@ -197,6 +197,14 @@ def test_relearn_does_what_is_done_by_hand_and_is_not_repeated(
     assert (Path(retain) / "evals" / "RELEARN.json").stat().st_mtime_ns == written
     main([*words, "--seed", "1"])
     assert json.loads((Path(name) / "evals" / "RELEARN.json").read_text())["curves"] != found["curves"]
+
+
+def test_rows_keep_their_order_in_a_log_that_was_read() -> None:
+    rows: dict[str, Any] = {str(i): {"prob": i / 16} for i in range(12)}
+    read = json.loads(json.dumps(rows, sort_keys=True))
+    assert list(read) != list(rows)
+    for one in (rows, read):
+        assert forget_probabilities({"forget_Q_A_Prob": {"value_by_index": one}}) == [i / 16 for i in range(12)]
 
 
 def test_quantize_and_the_tables(
