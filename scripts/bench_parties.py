@@ -38,7 +38,7 @@ from src.utils import Parser, UserError, run_cli
 ROOT = Path(__file__).resolve().parents[1]
 WHAT = ("memory", "merge", "time")
 FEW, MANY, COPIES = 2, 8, 4
-WIDTH, LAYERS = 512, 4
+WIDTH, LAYERS = 256, 4
 TRAINING = (
     *("--inner_handler", "NPO", "--sigma_rms", "0.01", "--secret_seed", "1", "--dtype", "float32"),
     *("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "1", "--evaluate", "False"),
@@ -52,7 +52,7 @@ class PartiesArguments:
 
     what: list[str] = field(default_factory=lambda: list(WHAT), metadata={"help": ", ".join(WHAT)})
     model: str = field(default="smollm2-135m", metadata={"help": "Of memory and merge."})
-    steps: int = field(default=60, metadata={"help": "Of each copy, where time is measured."})
+    steps: int = field(default=150, metadata={"help": "Of each copy, where time is measured."})
     data_dir: str | None = field(default=None, metadata={"help": "Not used: the rows are the sample data's."})
     output_dir: str = field(default="result/bench", metadata={"help": "Where the JSON goes."})
 
