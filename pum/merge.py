@@ -139,7 +139,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         cut_off = _was_cut_off(server, settings)
         _check_output(server, settings, last=server.index + (not cut_off) == server.args.rounds_R)
-        if not cut_off:
+        if cut_off:
+            server.folder.drop(*round_files(server.index - 1))  # in case it was cut off just before
+        else:
             server = _merge(server, settings)
         if not server.is_over:
             print(f"wrote {publish_round(server)}: {server.args.copies_m} copies for the client")

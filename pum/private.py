@@ -120,7 +120,16 @@ class PrivateFolder:
     def remove(self) -> None:
         """Delete all of it: the secrets of a run that has ended."""
         self.close()
-        shutil.rmtree(self.path)
+        remove(self.path)
+
+
+def remove(path: Path) -> None:
+    """Delete a private folder. Its chain goes last: as long as that is there, the folder can be told."""
+    for entry in path.iterdir():
+        if entry.name != CHAIN:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    (path / CHAIN).unlink(missing_ok=True)
+    path.rmdir()
 
 
 def begun(path: Path) -> bool:

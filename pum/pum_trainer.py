@@ -24,7 +24,7 @@ from pum.client import difference, difference_layout, local_steps, unlearn
 from pum.folders import DIFFERENCE, MANIFEST, Reply, add_reply, copy_name, read_replies, round_name
 from pum.merge import applied, merge_differences
 from pum.noise import SecretSource
-from pum.private import PrivateFolder, begun, round_files
+from pum.private import CHAIN, PrivateFolder, begun, round_files
 from pum.publication import Publication, first_reference, noise_plan, privacy_report
 from pum.reparam import check_model
 from pum.tensors import TensorFile, layout_of, write_tensors
@@ -33,6 +33,7 @@ from pum.unlearn.data import UnlearnData
 from pum.unlearn.trainer import record_fingerprint
 from pum.workers import Workers
 from src.lora import LoraSettings
+from src.record.chain import load_records
 from src.tofu.logs import json_digest, weights_digest
 from src.utils import UserError, write_json
 
@@ -130,7 +131,7 @@ class PUMTrainer(Trainer):
     def is_interrupted(self) -> bool:
         """Whether the output folder holds an unfinished run with these settings, model and rows."""
         path = self.run_dir / PRIVATE
-        return begun(path) and PrivateFolder.open(path, to_read=True).records[0].get("run") == self._run
+        return begun(path) and load_records(path / CHAIN).records[0].get("run") == self._run
 
     def train(
         self,

@@ -17,6 +17,7 @@ from transformers import PrinterCallback
 
 from pum.arguments import PUMArguments
 from pum.privacy import summary
+from pum.private import remove
 from pum.publish import without_nulls
 from pum.pum_trainer import PRIVATE, PUMTrainer
 from pum.unlearn.on_the_way import EvaluationOnTheWay
@@ -29,11 +30,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run from the command line; raises `UserError` before anything is written where the input is wrong."""
     words = drop_nulls(sys.argv[1:] if argv is None else argv)
     workers = join()
-    if not workers.is_first:
-        workers.wait("ready 0")  # what is wrong with the input, the first process finds and says
+    # What is wrong with the input, the first process finds and says.
+    if not workers.is_first and workers.wait("ready 0"):
+        return
     prepared: list[tuple[RunArguments, Loaded, PUMTrainer, EvaluationOnTheWay | None]] = []
-    workers.tell(f"ready {workers.rank}", lambda: prepared.append(_prepare(words, workers)))
+
+    def prepare() -> bool:
+        prepared.append(_prepare(words, workers))
+        return workers.is_first and _has_ended(prepared[0][2])
+
+    ended = workers.tell(f"ready {workers.rank}", prepare)
     ((run, loaded, trainer, watched),) = prepared
+    if ended:
+        remove(trainer.run_dir / PRIVATE)
+        print(f"wrote {trainer.run_dir}")
+        return
     begin = time.perf_counter()
     trainer.train(keeps_private=True)
     if not workers.is_first:
@@ -63,6 +74,11 @@ def _prepare(
         if replaces:
             shutil.rmtree(folder / PRIVATE, ignore_errors=True)
     return run, loaded, trainer, watched
+
+
+def _has_ended(trainer: PUMTrainer) -> bool:
+    """Whether the run was killed when all was there and its private folder was being removed."""
+    return trainer.is_interrupted and (trainer.run_dir / "metrics.json").exists()
 
 
 def drop_nulls(argv: Sequence[str]) -> list[str]:

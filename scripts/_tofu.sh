@@ -191,10 +191,10 @@ is_finished() {
     ! on OVERWRITE && ! on DRY_RUN && [ -e "$folder/metrics.json" ] && [ ! -e "$folder/SMOKE" ]
 }
 
-# Attack the plain and PUM runs of the split's tasks that are there, the retain model beside them, and print a table.
+# Attack the plain and PUM runs of the split's tasks that are there, and the retain model.
 attack_all() {
     local attack name attacked=() options=(--forget_split "$split" --dtype "$DTYPE" --seed "$SEED" $ATTACK_ARGS)
-    options+=(--max_new_tokens "$MAX_NEW_TOKENS" --holdout_rows "$holdout")
+    options+=(--max_new_tokens "$MAX_NEW_TOKENS" --holdout_rows "$holdout" --before "$model")
     if [ -n "$EVAL_LIMIT" ]; then options+=(--eval_limit "$EVAL_LIMIT"); fi
     if [ -n "$log" ]; then options+=(--retain_log "$log"); fi
     if [ -n "${SYSTEM_PROMPT+set}" ]; then options+=(--system_prompt "$SYSTEM_PROMPT"); fi
@@ -209,12 +209,11 @@ attack_all() {
         options+=(--retain_model "$retain")
     fi
     for attack in $ATTACKS; do (run_module src.tofu.attacks "$attack" "${attacked[@]}" "${options[@]}"); done
-    (run_module src.tofu.attacks table "${attacked[@]}")
 }
 
 # run_all COMMAND SUFFIX: every model, split and method; the task's name ends with SUFFIX. COMMAND sees `options`.
 run_all() {
-    local command=$1 suffix=$2 chosen model name split method task log base retain holdout before common options tables
+    local command=$1 suffix=$2 chosen model name split method task log base retain holdout before common options tables shown
     for chosen in $MODELS; do
         for split in $SPLITS; do
             model=$(from_caller "$chosen")
@@ -232,9 +231,10 @@ run_all() {
                 echo "== $task" >&2
                 ("$command")
             done
-            (run_module src.tofu.table "$OUTPUT/unlearn" --before "$before" --page "$OUTPUT/unlearn/table.html" \
-                --tasks "${tables[@]}")
             if [ -n "$ATTACKS" ]; then attack_all; fi
+            shown=(--before "$before" --page "$OUTPUT/unlearn/table.html")
+            if [ -n "$retain" ]; then shown+=(--retain "$retain"); fi
+            (run_module src.tofu.table "$OUTPUT/unlearn" "${shown[@]}" --tasks "${tables[@]}")
         done
     done
 }

@@ -26,7 +26,7 @@ import torch
 from scripts.bench_tools import machine, now, this_device
 from scripts.evidence import ROOT, Evidence, Row, Run
 from scripts.tofu_tables import ATTACKED, FULL, RETAIN, distance
-from src.tofu.attacks import attack_rows, verdict
+from src.tofu.attacked import attack_rows, verdict
 from src.tofu.logs import EVAL
 from src.utils import Parser, UserError, read_jsonl, run_cli
 

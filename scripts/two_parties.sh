@@ -84,7 +84,7 @@ prepare_split
 task=tofu_${name}_${split}_${method}_two_parties
 
 # What the client does, and the same words for the run in one process.
-inner=(--learning_rate "$LR" --per_device_train_batch_size "$BATCH" --gradient_accumulation_steps "$ACCUMULATION")
+inner=(--learning_rate "$LR" --per_device_train_batch_size "$BATCH_SIZE_PER_GPU" --gradient_accumulation_steps "$accumulation")
 if [ -n "$EPOCHS" ]; then inner+=(--num_train_epochs "$EPOCHS"); fi
 options=(--copies_m "$PUM_COPIES_M" --rounds_R "$PUM_ROUNDS_R" --sigma_rms "$PUM_SIGMA_RMS")
 options+=(--alpha_max "$PUM_ALPHA_MAX" --secret_seed "$SECRET_SEED")

@@ -7,6 +7,7 @@ be kept. Their scores say nothing about real models.
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -60,6 +61,7 @@ def tiny_models(split: Split, run: RunArguments, cache: Path) -> Path:
     folder = cache / json_digest(recipe)[:16]
     if folder.is_dir():
         return folder
+    print(f"making tiny models in {folder}: a minute or two of one core", file=sys.stderr, flush=True)
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as partial:
         made = Path(partial) / "made"

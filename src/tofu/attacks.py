@@ -10,7 +10,6 @@ what is there and still true is not repeated. DATA_DIR chooses between a local f
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -24,15 +23,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from src.models import load_model
+from src.tofu.attacked import BITS, FORMAT, METRICS, QUANTIZE, RELEARN, attack_rows, read_attack, verdict
 from src.tofu.chat import DATE_STRING, ChatFormat, chat_format
 from src.tofu.evaluation import EvalData, EvalSettings, Evaluation, load_eval_data
 from src.tofu.logs import Log, json_digest, read_matching, read_retain_log, scores_of, weights_digest
-from src.tofu.quantize import BITS, quantize_, undone_share
-from src.tofu.relearn import METRICS, Curve, RelearnSettings, area_between, known_and_others, lower_bound, relearn
+from src.tofu.quantize import quantize_, undone_share
+from src.tofu.relearn import Curve, RelearnSettings, area_between, known_and_others, lower_bound, relearn
 from src.tofu.rows import Row, load_split
 from src.utils import Parser, UserError, precision, run_cli, write_json
-
-RELEARN, QUANTIZE = "RELEARN.json", "QUANTIZE.json"
 
 
 @dataclass
@@ -117,6 +115,9 @@ def relearn_all(models: Sequence[str], args: AttackArguments) -> None:
     retain = _curves(args.retain_model, taught, asked, args)["curves"]
     for name in models:
         found = _curves(name, taught, asked, args)
+        if Path(name).samefile(args.retain_model):
+            print(table([name]))
+            continue
         against = {
             rows: {metric: area_between(curve, retain[rows], metric) for metric in METRICS}
             for rows, curve in found["curves"].items()
@@ -139,32 +140,49 @@ def _curves(name: str, taught: dict[str, list[Row]], asked: list[Row], args: Att
         if curves:
             model, tokenizer = args.load(name)
         curves[rows] = relearn(model, tokenizer, items, asked, args.relearning, chat)
-    found = {"key": key, "settings": asdict(args.relearning), "curves": curves}
+    found = {"format": FORMAT, "key": key, "settings": asdict(args.relearning), "curves": curves}
     _write(name, RELEARN, found)
     return found
 
 
 def quantize_all(models: Sequence[str], args: AttackArguments) -> None:
     data = load_eval_data(args.forget_split, args.data_dir, holdout_rows=args.holdout_rows, limit=args.eval_limit)
+    retain = None if args.retain_model is None else _rounded(args.retain_model, data, args)
     for name in models:
-        model, tokenizer = args.load(name)
-        evaluation = _evaluation(model, tokenizer, data, args)
-        key = evaluation.key()
-        stored = read_attack(Path(name) / "evals", QUANTIZE)
-        if stored is None or stored.get("key") != key:
-            # The model's own evaluation may have been made with other settings: it is read, never replaced.
-            plain = read_matching(Path(name) / "evals", key) or evaluation.run()
-            found: dict[str, Any] = {"key": key, "none": scores_of(plain)}
-            for kind, bits in BITS.items():
-                rounded, _ = args.load(name)
-                quantize_(rounded, bits)
-                log = _evaluation(rounded, tokenizer, data, args).run()
-                back = lower_bound(_forget_probabilities(log) - _forget_probabilities(plain))
-                found[kind] = {**scores_of(log), "forget_back": back}
-                if args.before is not None:
-                    found[kind]["undone_share"] = undone_share(model, args.load(args.before)[0], bits)
-            _write(name, QUANTIZE, found)
+        found = _rounded(name, data, args)
+        for kind in BITS:
+            back = _change(found, kind)
+            if retain is not None:
+                back -= _change(retain, kind)
+            found[kind] |= {"back": float(back.mean()), "back_low": lower_bound(back)}
+        _write(name, QUANTIZE, found)
         print(table([name]))
+
+
+def _change(found: dict[str, Any], kind: str) -> np.ndarray:
+    """By how much rounding changes the probability of each forget row."""
+    return np.array(found[kind]["forget_rows"]) - np.array(found["none"]["forget_rows"])
+
+
+def _rounded(name: str, data: EvalData, args: AttackArguments) -> dict[str, Any]:
+    """The scores of one model as it is and rounded, unless its folder has them already, made with the same key."""
+    model, tokenizer = args.load(name)
+    evaluation = _evaluation(model, tokenizer, data, args)
+    key = {**evaluation.key(), "before": args.before}
+    stored = read_attack(Path(name) / "evals", QUANTIZE)
+    if stored is not None and stored.get("key") == key:
+        return stored
+    # The model's own evaluation may have been made with other settings: it is read, never replaced.
+    plain = read_matching(Path(name) / "evals", evaluation.key()) or evaluation.run()
+    found: dict[str, Any] = {"format": FORMAT, "key": key, "none": _scores(plain)}
+    for kind, bits in BITS.items():
+        rounded, _ = args.load(name)
+        quantize_(rounded, bits)
+        found[kind] = _scores(_evaluation(rounded, tokenizer, data, args).run())
+        if args.before is not None:
+            found[kind]["undone_share"] = undone_share(model, args.load(args.before)[0], bits)
+    _write(name, QUANTIZE, found)
+    return found
 
 
 def _evaluation(
@@ -175,17 +193,14 @@ def _evaluation(
     return Evaluation(model, tokenizer, data, settings, chat=args.chat(tokenizer), retain_log=log)
 
 
-def _forget_probabilities(log: Log) -> np.ndarray:
-    return np.array([entry["prob"] for entry in log["forget_Q_A_Prob"]["value_by_index"].values()])
+def _scores(log: Log) -> dict[str, Any]:
+    return {**scores_of(log), "forget_rows": forget_probabilities(log)}
 
 
-def read_attack(evals: Path, name: str) -> dict[str, Any] | None:
-    """What an attack left beside a model's evaluation; None where it was not run."""
-    try:
-        found = json.loads((evals / name).read_text("utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return None
-    return found if isinstance(found, dict) else None
+def forget_probabilities(log: Log) -> list[float]:
+    """Of each forget row, in the rows' order: a log that was read from its file has them sorted as words."""
+    rows = log["forget_Q_A_Prob"]["value_by_index"]
+    return [rows[index]["prob"] for index in sorted(rows, key=int)]
 
 
 def _write(model: str, name: str, found: dict[str, Any]) -> None:
@@ -195,50 +210,6 @@ def _write(model: str, name: str, found: dict[str, Any]) -> None:
         write_json(evals / name, found)
     except OSError as error:
         raise UserError(f"cannot write {evals / name}: {error.strerror}") from error
-
-
-def attack_rows(evals: Path) -> dict[str, float | None]:
-    """Title and value of each line that a table of results can show of the attacks on one model.
-
-    Empty where none was run; the area is None for a model that was not compared with a retain model.
-    """
-    rows: dict[str, float | None] = {}
-    relearned, quantized = read_attack(evals, RELEARN), read_attack(evals, QUANTIZE)
-    for taught, curve in (relearned or {}).get("curves", {}).items():
-        rows["others before relearning"] = float(np.mean(curve["prob"][0]))
-        rows[f"after {taught} rows"] = float(np.mean(curve["prob"][-1]))
-        for metric in METRICS:
-            against = (relearned or {}).get("against", {}).get(taught, {}).get(metric, {})
-            rows[f"  area, {metric}" + ("" if taught == "forget" else f", {taught}")] = against.get("area")
-    if quantized is not None:
-        for kind in ("none", *BITS):
-            rows[f"forget probability, {kind}"] = quantized[kind]["forget_Q_A_Prob"]
-            rows[f"model utility, {kind}"] = quantized[kind]["model_utility"]
-            if "undone_share" in quantized[kind]:
-                rows[f"  update undone, {kind}"] = quantized[kind]["undone_share"]
-    return rows
-
-
-def verdict(evals: Path) -> str | None:
-    """What the attacks say of a model's forgetting, in words; None where it was not compared with a retain model.
-
-    "shows": the rows were likelier than for the retain model before any attack. "suppressed": they come back,
-    above the retain model that was given the same, or above what they were before rounding, with 95 % confidence
-    over rows. "lasts": neither was seen.
-    """
-    relearned, quantized = read_attack(evals, RELEARN), read_attack(evals, QUANTIZE)
-    against = (relearned or {}).get("against")
-    if against is None:
-        return None
-    if any(against[taught][metric]["start_low"] > 0 for taught in against for metric in METRICS):
-        return "shows"
-    ways = [
-        f"relearning on {taught} rows"
-        for taught, found in against.items()
-        if any(found[metric]["low"] > 0 for metric in METRICS)
-    ]
-    ways += [kind for kind in BITS if quantized and quantized[kind]["forget_back"] > 0]
-    return f"suppressed: comes back by {', '.join(ways)}" if ways else "lasts"
 
 
 def table(models: Sequence[str]) -> str:

@@ -48,11 +48,23 @@ def encode_answers(
 
 
 def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], chat: ChatFormat | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[str],
+    chat: ChatFormat | None = None,
+    *,
+    joins: bool = False,
 ) -> list[list[int]]:
-    """Token ids of each question, up to where the answer begins."""
+    """Token ids of each question, up to where the answer begins.
+
+    Args:
+        joins: leave out the space at the end of a plain prompt, which many tokenizers join with the answer's first
+            word: behind that space alone a model has never seen an answer. open-unlearning keeps it.
+    """
     chat = chat or chat_format(tokenizer)
-    return _encoded(tokenizer, [chat.prompt(tokenizer, question) for question in questions], chat)
+    prompts = [chat.prompt(tokenizer, question) for question in questions]
+    if joins and chat.tags is not None:
+        prompts = [prompt.rstrip(" ") for prompt in prompts]
+    return _encoded(tokenizer, prompts, chat)
 
 
 def _encoded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], chat: ChatFormat) -> list[list[int]]:

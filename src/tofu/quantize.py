@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-BITS = {"int8": 8, "int4": 4}
-
 
 def levels(weight: Tensor, bits: int, *, out: int = 0) -> tuple[Tensor, Tensor]:
     """Symmetric rounding, one scale for each output channel: level (float32, whole, |.| < 2^(bits-1)) and step.

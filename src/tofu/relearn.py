@@ -18,13 +18,13 @@ from scipy import stats
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from src.tofu.attacked import METRICS
 from src.tofu.metrics import probability, rouge_recalls
 from src.tofu.passes import generate, teacher_forced
 from src.tofu.prompts import ChatFormat, collate, encode_prompts, encode_rows, row_sequences
 from src.tofu.rows import Row
 
 CONFIDENCE = 0.95
-METRICS = ("prob", "rouge")
 Curve = dict[str, list[Any]]  # "steps", and for each metric one list a point of one value a row
 
 
@@ -66,7 +66,7 @@ def relearn(
     """Fine-tune `model`, in place, on `taught`; probability and ROUGE-L recall of each of `asked` on the way."""
     limit = getattr(model.config, "max_position_embeddings", None)
     sequences = row_sequences(tokenizer, asked, chat, max_length=limit)
-    prompts = encode_prompts(tokenizer, [row["question"] for row in asked], chat)
+    prompts = encode_prompts(tokenizer, [row["question"] for row in asked], chat, joins=True)
     curve: Curve = {"steps": [], **{name: [] for name in METRICS}}
 
     def look(step: int) -> None:
@@ -107,15 +107,19 @@ def area_between(curve: Curve, retain: Curve, name: str) -> dict[str, float]:
     Returns:
         area: in units of the metric, the mean distance between the curves, by trapezoids over the steps.
         low: its lower bound over the rows (`lower_bound`).
+        gain, gain_low: likewise with both curves counted from where they start, what came back.
         start, end, retain_start, retain_end: means over the rows before and after, of both models.
         start_low: lower bound of the difference before.
     """
     steps = np.asarray(curve["steps"], dtype=np.float64)
     values, others = (np.asarray(each[name], dtype=np.float64) for each in (curve, retain))
     rows: NDArray[np.float64] = np.trapezoid(values - others, steps, axis=0) / max(steps[-1] - steps[0], 1.0)
+    gains = rows - (values[0] - others[0])
     return {
         "area": float(rows.mean()),
         "low": lower_bound(rows),
+        "gain": float(gains.mean()),
+        "gain_low": lower_bound(gains),
         "start": float(values[0].mean()),
         "end": float(values[-1].mean()),
         "retain_start": float(others[0].mean()),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from src.tofu.attacked import attack_rows, read_json, relearning_curve, verdict
 
 SUFFIX = "_PUM"
 SCRIPTS = {"plain": "tofu_unlearn.sh", "PUM": "tofu_pum.sh"}
@@ -22,7 +23,9 @@ ROWS = (
     ("peak memory, MiB", "peak_memory"),
 )
 
-Column = dict[str, float | None]
+# Scores by name; where the model was attacked also "attacks", its lines, "verdict", in words
+# or None, and "relearning", the curve or None.
+Column = dict[str, Any]
 
 
 def read_run(folder: Path) -> Column | None:
@@ -34,21 +37,46 @@ def read_run(folder: Path) -> Column | None:
         **metrics["scores"],
         "seconds": metrics["seconds"]["train"],
         "peak_memory": metrics["peak_memory"]["mib"],
+        **_attacks(folder),
     }
 
 
-def columns_of(folder: Path, task: str, before: Column | None) -> dict[str, Column]:
-    """What there is of: before unlearning, after the plain run, after PUM."""
-    found = {"before": before, "plain": read_run(folder / task), "PUM": read_run(folder / (task + SUFFIX))}
+def read_evaluated(folder: Path) -> Column | None:
+    """Likewise of a model that no run here left, from its evaluation."""
+    scores = read_json(folder / "evals" / "TOFU_SUMMARY.json")
+    return None if scores is None else {**scores, **_attacks(folder)}
+
+
+def _attacks(folder: Path) -> Column:
+    evals = folder / "evals"
+    lines = attack_rows(evals)
+    if not lines:
+        return {}
+    return {"attacks": lines, "verdict": verdict(evals), "relearning": relearning_curve(evals)}
+
+
+def columns_of(folder: Path, task: str, before: Column | None, retain: Column | None = None) -> dict[str, Column]:
+    """What there is of: before unlearning, the retain model, after the plain run, after PUM."""
+    plain, pum = read_run(folder / task), read_run(folder / (task + SUFFIX))
+    found = {"before": before, "retain": retain, "plain": plain, "PUM": pum}
     return {title: column for title, column in found.items() if column is not None}
 
 
 def side_by_side(task: str, columns: Mapping[str, Column]) -> str:
-    """The table of one task; a column for each run that is there, a row for each score that a run has."""
-    lines = [task, f"{'':<22}" + "".join(f"{title:>12}" for title in columns)]
-    for title, name in ROWS:
-        if any(name in column for column in columns.values()):
-            lines.append(f"{title:<22}" + "".join(f"{_cell(column, name):>12}" for column in columns.values()))
+    """The table of one task: a column for each model that is there, a row for each score or attack that one has.
+
+    Below it stands what the attacks say of each run.
+    """
+    rows = [(t, [_cell(c, n) for c in columns.values()]) for t, n in ROWS if any(n in c for c in columns.values())]
+    attacks = [column.get("attacks", {}) for column in columns.values()]
+    for title in dict.fromkeys(title for found in attacks for title in found):
+        rows.append((title, ["-" if (v := found.get(title)) is None else f"{v:.4g}" for found in attacks]))
+    wide = max([22, *(len(title) + 1 for title, _ in rows)])
+    lines = [task, " " * wide + "".join(f"{title:>12}" for title in columns)]
+    lines += [f"{title:<{wide}}" + "".join(f"{cell:>12}" for cell in cells) for title, cells in rows]
+    lines += [
+        f"{title}: {columns[title]['verdict']}" for title in SCRIPTS if columns.get(title, {}).get("verdict")
+    ]
     missing = [f"{title} ({script})" for title, script in SCRIPTS.items() if title not in columns]
     if missing:
         lines.append(f"not run: {', '.join(missing)}")
@@ -62,14 +90,6 @@ def _cell(column: Column, name: str) -> str:
     if value is None:
         return "open"
     return f"{value:.1f}" if name in ("seconds", "peak_memory", "privleak") else f"{value:.4g}"
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def tasks_in(folder: Path) -> list[str]:

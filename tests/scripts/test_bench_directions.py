@@ -7,7 +7,14 @@ import json
 import pytest
 from builders import save_model
 
-from scripts import bench_directions, bench_generation, bench_precision, bench_processes, readme_tables
+from scripts import (
+    bench_directions,
+    bench_generation,
+    bench_parties,
+    bench_precision,
+    bench_processes,
+    readme_tables,
+)
 from src.utils import UserError
 
 
@@ -94,8 +101,21 @@ def test_a_row_of_several_processes():
         (bench_generation.main, ["--model", "tiny"], "set DATA_DIR"),
         (bench_processes.main, ["--shape", "opt-9b"], "unknown shape or dtype"),
         (bench_processes.main, ["--processes", "1"], "processes must be at least 2"),
+        (bench_parties.main, ["--what", "memory", "size"], "unknown measurement 'size'"),
+        (bench_parties.main, ["--steps", "0"], "steps must be at least 1"),
     ],
 )
 def test_wrong_words_are_one_line(main, words, message):
     with pytest.raises(UserError, match=message):
         main(words)
+
+
+def test_a_commands_peak_is_its_own():
+    """Of a process and of one that it starts; a failure is its last line."""
+    block = "import sys, time; b = b'x' * (100 << 20); time.sleep(0.5)"
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {block!r}])"
+    peaks = [bench_parties.command(["-c", code])[1] for code in ("pass", block, child)]
+    assert peaks[0] < 60
+    assert all(95 < peak - peaks[0] < 110 for peak in peaks[1:])
+    with pytest.raises(UserError, match="failed: NameError"):
+        bench_parties.command(["-c", "unknown"])

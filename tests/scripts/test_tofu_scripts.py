@@ -239,7 +239,7 @@ def test_the_smoke_runs_forget_and_keep_the_rest(tmp_path):
     forget, retain = (
         [float(value) for value in shown[f"{name} probability"].split()] for name in ("forget", "retain")
     )
-    (before, plain, pum), (kept_before, kept_plain, kept_pum) = forget, retain
+    (before, _, plain, pum), (kept_before, _, kept_plain, kept_pum) = forget, retain
     assert plain < before / 5
     assert kept_plain == pytest.approx(kept_before, rel=0.2)
     assert before - pum == pytest.approx(before - plain, rel=0.1)
@@ -285,6 +285,22 @@ def test_a_retain_log_is_made_from_the_base_model_or_taken():
     assert option(runs[1], "retain_log") == option(runs[2], "retain_log") == log
     runs = commands(PLAIN, RETAIN_LOG="mine.json")["pum.run_unlearn"]
     assert [option(words, "retain_log") for words in runs] == ["mine.json"] * 2
+
+
+def test_attacks_come_before_the_table_that_shows_them():
+    found = commands(PUM, SMOKE="1", ATTACKS="relearn quantize", ATTACK_ARGS="--steps 3", METHODS="NPO RMU")
+    assert list(found) == ["pum.run_unlearn", "pum.run_pum", "src.tofu.attacks", "src.tofu.table"]
+    runs = [f"saves/unlearn/tofu_tiny_forget10_{name}" for name in ("NPO", "NPO_PUM", "RMU", "RMU_PUM")]
+    for words, attack in zip(found["src.tofu.attacks"], ("relearn", "quantize"), strict=True):
+        assert words[:6] == [attack, *runs, "saves/tiny/DIGEST/retain"]
+        assert option(words, "steps") == "3"
+        assert option(words, "retain_model") == "saves/tiny/DIGEST/retain"
+        assert option(words, "before") == "saves/tiny/DIGEST/full"
+    (shown,) = found["src.tofu.table"]
+    assert option(shown, "retain") == "saves/tiny/DIGEST/retain"
+    assert "src.tofu.attacks" not in commands(PUM, SMOKE="1")
+    result = run_script(PLAIN, ATTACKS="melt")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
 
 
 @pytest.mark.parametrize("script", [PLAIN, PUM])

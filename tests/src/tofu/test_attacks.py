@@ -10,13 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import save_text_model
 from pum_models import tiny
 from scipy import stats
 
-from src.tofu.attacks import attack_rows, main, verdict
+from pum.unlearn.tiny import train_tokenizer
+from src.models import load_model
+from src.tofu.attacked import FORMAT, METRICS, attack_rows, verdict
+from src.tofu.attacks import forget_probabilities, main
+from src.tofu.chat import chat_format
+from src.tofu.prompts import encode_prompts, encode_rows
 from src.tofu.quantize import levels, linear_weights, quantize_, undone_share
-from src.tofu.relearn import METRICS, area_between, known_and_others, lower_bound
-from src.tofu.rows import Row
+from src.tofu.relearn import area_between, known_and_others, lower_bound
+from src.tofu.rows import SAMPLE_DATA, Row, load_split
+from src.tofu.table import main as print_table
 from src.utils import UserError
 
 
@@ -102,7 +109,9 @@ def test_area_is_that_of_the_trapezoids() -> None:
         ((0.1, 0.5, 0.9), -0.1, "suppressed: comes back by relearning on forget rows"),
         ((0.1, 0.1, 0.1), 0.2, "suppressed: comes back by int4"),
         ((0.1, 0.05, 0.1), -0.1, "lasts"),
+        ((0.105, 0.12, 0.13), 0.009, "lasts"),  # sure, but less than a point
         ((0.5, 0.5, 0.5), -0.1, "shows"),
+        ((0.5, 0.6, 0.7), -0.1, "shows, and comes back by relearning on forget rows"),
     ],
 )
 def test_what_is_said_of_a_model(means: tuple[float, ...], back: float, words: str, tmp_path: Path) -> None:
@@ -114,14 +123,130 @@ def test_what_is_said_of_a_model(means: tuple[float, ...], back: float, words: s
         "forget": {metric: area_between(curves["forget"], retain, metric) for metric in METRICS},
         "unrelated": {metric: area_between(flat, retain, metric) for metric in METRICS},
     }
-    (tmp_path / "RELEARN.json").write_text(json.dumps({"curves": curves, "against": against}))
-    scores = {"forget_Q_A_Prob": 0.1, "model_utility": 0.5, "forget_back": -0.1}
-    quantized = {"none": scores, "int8": scores, "int4": {**scores, "forget_back": back}}
+    relearned = {"format": FORMAT, "curves": curves, "against": against}
+    (tmp_path / "RELEARN.json").write_text(json.dumps(relearned))
+    scores = {"forget_Q_A_Prob": 0.1, "model_utility": 0.5, "back": -0.1, "back_low": -0.2}
+    int4 = {**scores, "back": back, "back_low": back - 0.001}
+    quantized = {"format": FORMAT, "none": scores, "int8": scores, "int4": int4}
     (tmp_path / "QUANTIZE.json").write_text(json.dumps(quantized))
     assert verdict(tmp_path) == words
     rows = attack_rows(tmp_path)
     assert rows["after forget rows"] == pytest.approx(means[-1])
     assert rows["forget probability, int4"] == 0.1
+    (tmp_path / "RELEARN.json").write_text(json.dumps({**relearned, "format": FORMAT - 1}))
+    assert verdict(tmp_path) is None  # of other attacks
+
+
+# --- the commands
+
+SHORT = "--max_new_tokens 3 --eval_limit 4 --learning_rate 0.01 --batch 1"
+
+
+def test_the_attacks_prompts_are_what_training_put_before_an_answer() -> None:
+    """open-unlearning's end with a space that the tokenizer joins with the answer's first word in training."""
+    rows = load_split("forget10", str(SAMPLE_DATA)).forget
+    tokenizer = train_tokenizer(rows)
+    questions = [row["question"] for row in rows]
+    taught = [item["input_ids"] for item in encode_rows(tokenizer, rows)]
+    for joins in (True, False):
+        prompts = encode_prompts(tokenizer, questions, joins=joins)
+        begins = [ids[: len(prompt)] == prompt for ids, prompt in zip(taught, prompts, strict=True)]
+        assert begins == [joins] * len(rows)
+
+
+def adam_step(model: Any, tokenizer: Any, row: Row, rate: float) -> None:
+    """The first step of Adam without decay: each entry moves by rate g/(|g| + 1e-8)."""
+    (item,) = encode_rows(tokenizer, [row], chat_format(tokenizer, None, "10 Apr 2025"))
+    model(input_ids=torch.tensor([item["input_ids"]]), labels=torch.tensor([item["labels"]])).loss.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter -= rate * gradient / (gradient.abs() + 1e-8)
+
+
+def probability_by_hand(model: Any, tokenizer: Any, row: Row) -> float:
+    """The geometric mean of the answer's tokens' probabilities."""
+    (item,) = encode_rows(tokenizer, [row], chat_format(tokenizer, None, "10 Apr 2025"))
+    labels = torch.tensor(item["labels"])
+    with torch.no_grad():
+        log = model(input_ids=torch.tensor([item["input_ids"]])).logits[0].log_softmax(-1)
+    chosen = [log[i - 1, token] for i, token in enumerate(labels.tolist()) if token >= 0]
+    return float(torch.stack(chosen).mean().exp())
+
+
+def test_relearn_does_what_is_done_by_hand_and_is_not_repeated(
+    sample_data_here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, retain = (save_text_model(tmp_path / each, "llama") for each in ("model", "retain"))
+    words = ["relearn", name, "--retain_model", retain, "--share", "0.05", "--steps", "1", *SHORT.split()]
+    main(words)
+    found = json.loads((Path(name) / "evals" / "RELEARN.json").read_text())
+    (taught,), others = known_and_others(load_split("forget10", str(SAMPLE_DATA)).forget, 0.05, 0)
+    model, tokenizer = load_model(name)
+    for step in range(2):
+        if step:
+            adam_step(model, tokenizer, taught, 0.01)
+        expected = [probability_by_hand(model, tokenizer, row) for row in others[:4]]
+        assert found["curves"]["forget"]["prob"][step] == pytest.approx(expected, rel=2e-3), step
+    assert found["curves"]["unrelated"]["prob"][0] == found["curves"]["forget"]["prob"][0]
+    assert found["curves"]["unrelated"]["prob"][1] != found["curves"]["forget"]["prob"][1]
+    assert found["against"]["forget"]["prob"]["area"] == 0  # the same model
+    assert capsys.readouterr().out.endswith("model: lasts\n")
+    written = (Path(retain) / "evals" / "RELEARN.json").stat().st_mtime_ns
+    main(words)
+    assert (Path(retain) / "evals" / "RELEARN.json").stat().st_mtime_ns == written
+    main([*words, "--seed", "1"])
+    assert json.loads((Path(name) / "evals" / "RELEARN.json").read_text())["curves"] != found["curves"]
+
+
+def test_rows_keep_their_order_in_a_log_that_was_read() -> None:
+    rows: dict[str, Any] = {str(i): {"prob": i / 16} for i in range(12)}
+    read = json.loads(json.dumps(rows, sort_keys=True))
+    assert list(read) != list(rows)
+    for one in (rows, read):
+        assert forget_probabilities({"forget_Q_A_Prob": {"value_by_index": one}}) == [i / 16 for i in range(12)]
+
+
+def test_quantize_and_the_tables(
+    sample_data_here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An update of a thousandth of a step is undone by rounding, and what it had changed comes back exactly."""
+    folder = tmp_path / "runs" / "task_PUM"
+    before, name = (save_text_model(path, "llama") for path in (tmp_path / "before", folder))
+    model, _ = load_model(name)
+    for _, weight, _ in linear_weights(model):
+        weight.data *= 1 + 1e-6 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    model.save_pretrained(name)
+    words = ["--retain_model", before, "--before", before]
+    main(["quantize", name, before, *words, *SHORT.split(), "--eval_gradnorm", "False"])
+    changed, same = (json.loads((Path(path) / "evals" / "QUANTIZE.json").read_text()) for path in (name, before))
+    for kind in ("int8", "int4"):
+        assert changed[kind]["undone_share"] > 0.99
+        assert same[kind]["undone_share"] == 0.0  # nothing was changed
+        assert changed[kind]["forget_Q_A_Prob"] == pytest.approx(same[kind]["forget_Q_A_Prob"], rel=1e-4)
+    assert same["int4"]["back"] == same["int4"]["back_low"] == 0.0
+    change = np.array([one["int4"]["forget_rows"] for one in (changed, same)])
+    change -= np.array([one["none"]["forget_rows"] for one in (changed, same)])
+    assert changed["int4"]["back"] == pytest.approx((change[0] - change[1]).mean())
+    assert same["none"]["forget_Q_A_Prob"] != same["int4"]["forget_Q_A_Prob"]
+    main(["relearn", name, "--retain_model", before, "--steps", "1", *SHORT.split()])
+    run = {"scores": {"forget_Q_A_Prob": 0.25}, "seconds": {"train": 1.0}, "peak_memory": {"mib": 1.0}}
+    (folder / "metrics.json").write_text(json.dumps(run))
+    (Path(before) / "evals" / "TOFU_SUMMARY.json").write_text('{"forget_Q_A_Prob": 0.125}')
+    capsys.readouterr()
+    page = tmp_path / "table.html"
+    print_table([str(folder.parent), "--retain", before, "--page", str(page)])
+    lines = {line[:26].strip(): line[26:].split() for line in capsys.readouterr().out.splitlines()}
+    assert lines["forget probability"] == ["0.125", "0.25"]
+    assert lines["forget probability, int4"] == [
+        f"{each['int4']['forget_Q_A_Prob']:.4g}" for each in (same, changed)
+    ]
+    assert lines["area, prob"][0] == "-"
+    assert any(line.startswith("PUM: ") for line in lines)
+    text = page.read_text()
+    assert "forget probability, int4" in text
+    assert "steps of relearning" in text
+    assert text.count("<svg") == 1  # no forget quality, no other drawing
 
 
 @pytest.mark.parametrize(
