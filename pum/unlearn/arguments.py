@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 from pum.unlearn import get_method
@@ -57,7 +58,10 @@ class UnlearnArguments(MethodSettings, TrainingArguments):
                 raise UserError(f"{name} must be positive, got {value}")
         if self.warmup_epochs < 0:
             raise UserError(f"warmup_epochs must be at least 0, got {self.warmup_epochs}")
-        self._share_batch(int(os.environ.get("WORLD_SIZE", "1")))
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        self._share_batch(processes)
+        if processes > 1 and not torch.cuda.is_available():
+            self.use_cpu = True  # or the library sees one process and no group, and each trains for itself
         if self.num_train_epochs is None:
             self.num_train_epochs = method.epochs
         super().__post_init__()
