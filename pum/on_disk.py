@@ -33,8 +33,8 @@ class StoredParameters(Mapping[str, Tensor]):
 def parameters_on_disk(model: nn.Module, path: Path) -> Iterator[StoredParameters]:
     """Let go of the memory of `model`'s parameters, of which `path` is a copy; at the end, read them again.
 
-    In between they have shape, dtype and device, but one value; what they are is in what this gives. They come back
-    after an error, too. A tensor that shares a parameter's memory (`detach()`) keeps it.
+    In between they have shape, dtype and device, but one value; what they are is in what this gives. They come
+    back after an error, too. A tensor that shares a parameter's memory (`detach()`) keeps it.
 
     Raises:
         UserError: the file cannot be read; the parameters are then as they were.
@@ -42,7 +42,9 @@ def parameters_on_disk(model: nn.Module, path: Path) -> Iterator[StoredParameter
     stored = StoredParameters(path, model)
     try:
         for parameter in model.parameters():
-            parameter.data = torch.zeros((), dtype=parameter.dtype, device=parameter.device).expand(parameter.shape)
+            parameter.data = torch.zeros((), dtype=parameter.dtype, device=parameter.device).expand(
+                parameter.shape
+            )
         yield stored
     finally:
         for name, parameter in model.named_parameters():

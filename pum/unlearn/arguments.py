@@ -60,6 +60,9 @@ class UnlearnArguments(MethodSettings, TrainingArguments):
         self._share_batch(int(os.environ.get("WORLD_SIZE", "1")))
         if self.num_train_epochs is None:
             self.num_train_epochs = method.epochs
+        if hasattr(self, "activation_checkpointing") and self.gradient_checkpointing is not None:
+            # Its name in later versions of the library, which warn of the one that all versions have.
+            self.activation_checkpointing, self.gradient_checkpointing = self.gradient_checkpointing, None
         super().__post_init__()
         self.remove_unused_columns = False
         if self.data_seed is None:
