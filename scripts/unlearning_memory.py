@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sizes.append(sum(parameter.nbytes for parameter in trainer.model.parameters()))
         return begin(trainer, *args, **kwargs)
 
-    PUMTrainer.train = train  # type: ignore[method-assign]
+    PUMTrainer.train = train  # type: ignore[method-assign, assignment]
     run_pum.main(sys.argv[1:] if argv is None else argv)
     print("| phase | MiB | models |\n|---|---|---|")
     for title, peak in peaks.items():
