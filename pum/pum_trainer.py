@@ -24,6 +24,7 @@ from pum.client import difference, difference_layout, local_steps, unlearn
 from pum.folders import DIFFERENCE, MANIFEST, Reply, add_reply, copy_name, read_replies, round_name
 from pum.merge import applied, merge_differences
 from pum.noise import SecretSource
+from pum.on_disk import parameters_on_disk
 from pum.private import CHAIN, PrivateFolder, begun, round_files
 from pum.publication import Publication, first_reference, noise_plan, privacy_report
 from pum.reparam import check_model
@@ -54,12 +55,12 @@ class PUMTrainer(Trainer):
     `pum.publish`, `pum.client` and `pum.merge`, with the offer left out.
 
     An unfinished run lies in `output_dir/private` (mode 0700): the key, what each finished copy returned, theta
-    after each round. `train` with the same settings goes on there, after the last finished copy, and ends with
+    before the round. `train` with the same settings goes on there, after the last finished copy, and ends with
     the same bits; at its end it removes the folder.
 
-    In memory, whatever m is: theta, one copy, the copy as published; while merging S1; with centre clipping also
-    the reference, and its mean where rounds follow; theta_0, too, where the client is given it and rounds follow.
-    On disk, until a round is merged: what its copies returned, m models in float32.
+    In memory, whatever m is: one copy, the copy as published; theta and S1 while merging; with centre clipping
+    also the reference, and its mean where rounds follow; theta_0, too, where the client is given it.
+    On disk, until a round is merged: theta, and what its copies returned, m models in float32.
 
     Args:
         model: the server's model, without adapters.
@@ -193,7 +194,8 @@ class PUMTrainer(Trainer):
 
         def open_or_create() -> PrivateFolder:
             if not begun(path):
-                return PrivateFolder.create(path, {"format": "pum-run/1", "run": self._run}, self.secrets)
+                first = {"format": "pum-run/2", "run": self._run}
+                return PrivateFolder.create(path, first, self.secrets, fill=self._write_theta)
             private = PrivateFolder.open(path)
             if private.records[0].get("run") != self._run:
                 private.close()
@@ -210,6 +212,12 @@ class PUMTrainer(Trainer):
         self.workers.tell("private", lambda: opened.append(open_or_create()))
         return opened[0]
 
+    def _write_theta(self, folder: Path) -> dict[str, str]:
+        """Write theta_0 where the first round reads it; the file's digest by its name."""
+        name = round_files(0)[0]
+        digest = write_tensors(folder / name, self.layout, self.model.named_parameters(), mode=0o600)
+        return {name: digest}
+
     def _go_on(self) -> None:
         """Take secrets, theta and reference from the private folder, where a round was merged before."""
         self.secrets = self.private.secrets
@@ -225,19 +233,20 @@ class PUMTrainer(Trainer):
     def _round(self, index: int, working_copy: nn.Module) -> float:
         """Publish, unlearn and merge once; the norm of the merged update."""
         args, m, workers, self.round_index = self.args, self.args.copies_m, self.workers, index
-        publication = Publication(
-            dict(self.model.named_parameters()),
-            self.model,
-            args,
-            self.plan,
-            self.secrets,
-            index,
-            reference=self.reference,
-            keep_mean=bool(self.reference) and index + 1 < args.rounds_R,
-            device=self.accumulate_device,
-        )
-        own = range(workers.rank, m, workers.size)
-        workers.tell(f"copies {index} {workers.rank}", lambda: self._copies(publication, own, working_copy))
+        with parameters_on_disk(self.model, self.private.path / round_files(index)[0]) as theta:
+            publication = Publication(
+                theta,
+                self.model,
+                args,
+                self.plan,
+                self.secrets,
+                index,
+                reference=self.reference,
+                keep_mean=bool(self.reference) and index + 1 < args.rounds_R,
+                device=self.accumulate_device,
+            )
+            own = range(workers.rank, m, workers.size)
+            workers.tell(f"copies {index} {workers.rank}", lambda: self._copies(publication, own, working_copy))
         for name, tensor in publication.next_reference():
             self.reference[name] = tensor
         if workers.is_first:
@@ -282,6 +291,7 @@ class PUMTrainer(Trainer):
         held = published if self.accumulate_device == self.args.device else None
         self.client_reference = self._start or held
         self.inner(working_copy, run_dir, self.local_steps)
+        self.client_reference = None
         for parameter in working_copy.parameters():
             parameter.grad = None
         updates = difference(working_copy, published, self.layout)

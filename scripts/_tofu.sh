@@ -53,11 +53,17 @@ NUM_GPUS=${NUM_GPUS:-1}
 [[ "$NUM_GPUS" =~ ^[1-9][0-9]*$ ]] || fail "NUM_GPUS=$NUM_GPUS is no number from 1 on"
 launcher=()
 if [ "$NUM_GPUS" != 1 ]; then launcher=(scripts.launch "$NUM_GPUS"); fi
-case "${RERUN:-}" in
-    1 | [Tt]rue | [Yy]es) OVERWRITE=1 ;;
-    "" | 0 | [Ff]alse | [Nn]o) ;;
-    *) fail "RERUN=$RERUN is unknown: use 1 or 0" ;;
-esac
+# A switch that is no number: 1 or nothing.
+switch() {
+    case "${!1:-}" in
+        1 | [Tt]rue | [Yy]es) printf -v "$1" 1 ;;
+        "" | 0 | [Ff]alse | [Nn]o) printf -v "$1" "" ;;
+        *) fail "$1=${!1} is unknown: use 1 or 0" ;;
+    esac
+}
+switch LORA
+switch RERUN
+if on RERUN; then OVERWRITE=1; fi
 
 # Of the inner method; empty: its own default.
 GAMMA=${GAMMA:-}
@@ -68,7 +74,9 @@ METHOD_ARGS=${METHOD_ARGS:-}
 EPOCHS=${EPOCHS:-}
 LR_SCHEDULE=${LR_SCHEDULE:-}
 WARMUP_EPOCHS=${WARMUP_EPOCHS:-}
-GRADIENT_CHECKPOINTING=${GRADIENT_CHECKPOINTING:-}
+# A layer's activations are computed again on the way back instead of being held, as the guide's script does it.
+GRADIENT_CHECKPOINTING=${GRADIENT_CHECKPOINTING:-$((!${smoke:-0}))}
+switch GRADIENT_CHECKPOINTING
 # Of the evaluation
 EVAL_LIMIT=${EVAL_LIMIT:-}
 EVAL_STEPS=${EVAL_STEPS:-} # steps between evaluations on the way; empty: only the result is evaluated

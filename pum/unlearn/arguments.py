@@ -64,6 +64,9 @@ class UnlearnArguments(MethodSettings, TrainingArguments):
             self.use_cpu = True  # or the library sees one process and no group, and each trains for itself
         if self.num_train_epochs is None:
             self.num_train_epochs = method.epochs
+        if hasattr(self, "activation_checkpointing") and self.gradient_checkpointing is not None:
+            # Its name in later versions of the library, which warn of the one that all versions have.
+            self.activation_checkpointing, self.gradient_checkpointing = self.gradient_checkpointing, None
         super().__post_init__()
         self.remove_unused_columns = False
         if self.data_seed is None:

@@ -6,8 +6,9 @@ Of a task whose models were attacked the page also draws what came back while th
 from __future__ import annotations
 
 import html
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -19,6 +20,10 @@ from src.utils import UserError
 MARKERS = {"before": "s", "retain": "D", "plain": "o", "PUM": "^"}
 COMMON = ("before", "retain")  # one of each for all tasks
 LEAST = 1e-30  # p-values below are drawn there
+NOTE = (
+    "Up and right is better. A line joins a task's plain run with its PUM run. A forget quality below 1e-30 is"
+    " drawn at 1e-30."
+)
 
 
 def write_page(path: Path, tasks: Mapping[str, Mapping[str, Column]]) -> None:
@@ -48,26 +53,36 @@ def points(tasks: Mapping[str, Mapping[str, Column]]) -> list[tuple[str, str, fl
 
 
 def plot(tasks: Mapping[str, Mapping[str, Column]]) -> str:
-    """An SVG: up and right is better. A line joins a task's plain run with its PUM run."""
+    """An SVG and what it says: a colour for each task, a shape for each kind of run."""
     found = points(tasks)
     if not found:
         return "<p>No run has a forget quality: give a retain log.</p>"
     names = [task for task in tasks if any(task == point[0] for point in found)]
+    shared = prefix(names)
     figure = Figure(figsize=(4.8, 4.2))
     axes = figure.subplots()
     for index, task in enumerate(["", *names]):
         mine = [(kind, u, math.log10(max(q, LEAST))) for name, kind, u, q in found if name == task]
-        color = INK if not task else f"C{(index - 1) % 10}"
+        color, style = INK if not task else f"C{(index - 1) % 10}", "--" if index > 10 else "-"
         if task:
-            axes.plot([u for _, u, _ in mine], [q for _, _, q in mine], color=color, linewidth=0.7)
+            label, both = task.removeprefix(shared), zip(*(point[1:] for point in mine), strict=True)
+            axes.plot(*both, style, color=color, linewidth=0.9, label=label)
         for kind, utility, quality in mine:
-            label = " ".join(part for part in (task, kind) if part)
-            axes.plot(utility, quality, MARKERS[kind], color=color, label=label)
+            axes.plot(utility, quality, MARKERS[kind], color=color, fillstyle="none" if index > 10 else "full")
+    for kind in (kind for kind in MARKERS if any(kind == point[1] for point in found)):
+        axes.plot([], [], MARKERS[kind], color=INK, label=kind)
     axes.axhline(math.log10(0.05), color="grey", linestyle=":", linewidth=0.8)
     axes.set_xlabel("model utility")
     axes.set_ylabel("log10 of forget quality (p-value; dotted: 0.05)")
-    axes.legend(loc="upper left", bbox_to_anchor=(0.0, -0.15), ncols=2, fontsize=7)
-    return svg(figure)
+    axes.set_title(shared.rstrip("_"), fontsize=9)
+    axes.legend(loc="upper left", bbox_to_anchor=(0.0, -0.13), ncols=3 if len(shared) else 1, fontsize=8)
+    return f"<div>{svg(figure)}<p>{NOTE}</p></div>"
+
+
+def prefix(names: Sequence[str]) -> str:
+    """What several names begin with, up to a "_"; nothing of one."""
+    parts = zip(*(name.split("_")[:-1] for name in names), strict=False) if len(names) > 1 else ()
+    return "".join(f"{part[0]}_" for part in itertools.takewhile(lambda part: len(set(part)) == 1, parts))
 
 
 def relearning(columns: Mapping[str, Column]) -> str | None:

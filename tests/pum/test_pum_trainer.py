@@ -151,12 +151,29 @@ def test_peak_memory_does_not_depend_on_the_number_of_copies(tmp_path: Path) -> 
         )
     print("peak in models:", {copies: round(peak / size, 2) for copies, peak in peaks.items()})
     assert max(peaks.values()) < 1.05 * min(peaks.values())
-    # Copy, what was published, S1, gradients, and one parameter on the way.
-    assert max(peaks.values()) < 5.5 * size
+    # Copy, what was published, gradients or the noise's sums, one parameter on the way; or copy, theta, S1.
+    assert max(peaks.values()) < 4 * size
 
 
-def test_adam_with_a_reference_holds_less_than_eight_models(tmp_path: Path) -> None:
-    """Theta, the copy, what was published (the reference, too), S1, gradients and Adam's two: seven."""
+def test_theta_is_on_disk_while_copies_are_trained(tmp_path: Path) -> None:
+    model = m.tiny("llama")
+    seen = []
+
+    def inner(copy: nn.Module, run_dir: Path, max_steps: int) -> None:
+        assert {n: p.shape for n, p in model.named_parameters()} == {
+            n: p.shape for n, p in copy.named_parameters()
+        }
+        seen.append(sum(parameter.untyped_storage().nbytes() for parameter in model.parameters()))
+        m.lm_steps(1, 0.1)(copy, run_dir, max_steps)
+
+    before = m.state(model)
+    m.run(model, tmp_path, inner, sigma=0.01, copies_m=3, rounds_R=2)
+    assert seen == [4 * len(before)] * 6
+    assert all(not torch.equal(tensor, before[name]) for name, tensor in m.state(model).items())
+
+
+def test_adam_with_a_reference_holds_five_models_and_activations(tmp_path: Path) -> None:
+    """The copy, what was published (the reference, too), gradients and Adam's two; theta is on disk."""
     settings = {"hidden_size": 128, "intermediate_size": 512, "vocab_size": 2000, "num_key_value_heads": 2}
     model = m.tiny("llama", **settings)
     size = 4 * sum(parameter.numel() for parameter in model.parameters())
@@ -176,9 +193,9 @@ def test_adam_with_a_reference_holds_less_than_eight_models(tmp_path: Path) -> N
     )
     trainer = PUMTrainer(model, args, UnlearnData(rows, rows))
     trainer.save_model = lambda *_: None  # type: ignore[method-assign]
-    peak = m.peak_bytes(trainer.train) / size + 1  # theta was there before
+    peak = m.peak_bytes(trainer.train) / size  # theta, made before, is not in it until it is read again
     print(f"peak in models: {peak:.2f}")
-    assert peak < 8
+    assert peak < 6
 
 
 # --- failures leave theta as it was

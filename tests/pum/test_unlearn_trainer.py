@@ -15,7 +15,7 @@ from pum.unlearn.arguments import UnlearnArguments
 from pum.unlearn.base import IGNORED, Reference, answer_logits, token_nll
 from pum.unlearn.data import PairedRows, UnlearnData
 from pum.unlearn.trainer import UnlearnTrainer, WholeSteps, set_warmup, steps_an_epoch
-from src.lora import add_lora
+from src.lora import LoraSettings, add_lora
 from src.tofu.prompts import collate, encode_rows
 from src.utils import UserError
 
@@ -79,6 +79,40 @@ def test_every_method_trains_in_place_and_forgets(method, tmp_path):
     assert not torch.equal(parameters(model), start)
     if method not in ("RMU", "SatImp", "PDU"):  # these do not aim at the answer's likelihood itself
         assert mean_nll(model, data.forget) > before
+
+
+@pytest.mark.parametrize("method", ["DPO", "RMU"])  # one asks for logits, one for hidden states
+def test_activation_checkpointing_changes_no_bit(method, tmp_path):
+    results = []
+    for checkpointing in (True, False):
+        model = make_model("llama")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FutureWarning)  # the library's, of the option's older name
+            args = make_args(tmp_path, method, gradient_checkpointing=checkpointing, max_steps=2)
+        calls = 0
+
+        def count(*_):
+            nonlocal calls
+            calls += torch.is_grad_enabled()
+
+        model.model.layers[0].mlp.register_forward_pre_hook(count)
+        UnlearnTrainer(model, args, make_data()).train()
+        results.append((parameters(model), calls))
+    (checkpointed, more), (plain, calls) = results
+    assert torch.equal(checkpointed, plain)
+    assert more == 2 * calls > 0
+
+
+def test_activation_checkpointing_trains_adapters_too(tmp_path):
+    results = []
+    for checkpointing in (True, False):
+        model = add_lora(make_model("llama"), LoraSettings(2, 4.0, seed=0))
+        args = make_args(tmp_path, gradient_checkpointing=checkpointing, max_steps=2)
+        before = parameters(model)
+        UnlearnTrainer(model, args, make_data()).train()
+        assert not torch.equal(parameters(model), before)
+        results.append(parameters(model))
+    assert torch.equal(*results)
 
 
 def test_pairs_come_from_a_generator_of_their_own():

@@ -268,9 +268,13 @@ def test_the_recipe_is_tofus_and_smoke_shrinks_it(tmp_path):
     assert batch * int(option(plain, "gradient_accumulation_steps")) == 32
     assert "--smoke" not in plain
     assert "--num_train_epochs" not in plain  # the method's own
+    assert option(plain, "gradient_checkpointing") == "True"  # as the guide's script
+    held = commands(PLAIN, GRADIENT_CHECKPOINTING="false")["pum.run_unlearn"][-1]
+    assert "--gradient_checkpointing" not in held
     made, smoke = commands(PLAIN, SMOKE="1", SMOKE_NEVAL="7", LR="0.5")["pum.run_unlearn"]
     assert made[0] == "tiny"
     assert "--smoke" in smoke
+    assert "--gradient_checkpointing" not in smoke
     assert (option(smoke, "learning_rate"), option(smoke, "eval_limit")) == ("0.5", "7")
     assert "--holdout_rows" not in smoke  # the sample data have held-out rows
     (tmp_path / "tofu").mkdir()
@@ -308,6 +312,8 @@ def test_wrong_variables_are_one_line(script):
     for variables, message in (
         ({"NUM_GPUS": "two"}, "NUM_GPUS=two is no number from 1 on"),
         ({"RERUN": "maybe"}, "RERUN=maybe is unknown: use 1 or 0"),
+        ({"GRADIENT_CHECKPOINTING": "some"}, "GRADIENT_CHECKPOINTING=some is unknown: use 1 or 0"),
+        ({"LORA": "8"}, "LORA=8 is unknown: use 1 or 0"),
         ({"GPUS": "two"}, "GPUS=two is no list of GPU numbers"),
         ({"GRAD_ACCUM_STEPS": "0"}, "GRAD_ACCUM_STEPS=0 is no number from 1 on"),
         ({"DATA_DIR": "/no/such/folder"}, "DATA_DIR=/no/such/folder is no folder"),

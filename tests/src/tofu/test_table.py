@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from src.tofu.page import plot, points
+from src.tofu.page import plot, points, prefix
 from src.tofu.runs import columns_of
 from src.tofu.table import main as print_table
 
@@ -59,6 +59,17 @@ def test_the_page_plots_forget_quality_against_utility(tmp_path, capsys):
         ("a_NPO", "plain", 0.5, 0.3),
     ]
     drawn = plot(tasks)
-    assert "a_NPO PUM" in drawn
+    assert [f">{label}</text>" in drawn for label in ("a_NPO", "before", "plain", "PUM")] == [True] * 4
     assert "RMU" not in drawn
     assert "give a retain log" in plot({})
+
+
+def test_the_legend_has_one_line_for_each_task_and_each_kind(tmp_path):
+    """What all tasks begin with stands above the plot."""
+    names = [f"tofu_tiny_forget10_{method}" for method in ("NPO", "NPO2", "GradDiff")]
+    run = {"forget_quality": 0.3, "model_utility": 0.5}
+    drawn = plot({name: {"plain": run, "PUM": run} for name in names})
+    assert prefix(names) == "tofu_tiny_forget10_"
+    for label in ("tofu_tiny_forget10", "NPO", "NPO2", "GradDiff", "plain", "PUM"):
+        assert drawn.count(f">{label}</text>") == 1
+    assert prefix(names[:1]) == prefix(["a_NPO", "b_NPO"]) == ""
