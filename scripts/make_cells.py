@@ -41,7 +41,7 @@ def overview() -> str:
         "",
         "The cells take central differences (`DERIVATIVE=central`), two passes a direction: 128 where K = 64.",
         "`DERIVATIVE=exact` takes all K directions from one pass forward and one backward: on a CPU 2 to 3 bare",
-        "passes at K = 1 to 64 (README, `bash scripts/bench.sh directions`), and true ones in half precision too.",
+        "passes at K = 1 to 64 (`scripts/README.md`), and true ones in half precision too.",
         "It is another estimate of the same slopes, so the paper's figures are not measured with it.",
     ]
     for folder in FOLDERS:
