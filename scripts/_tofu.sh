@@ -31,6 +31,10 @@ from_caller() { (cd "$caller" && absolute "$1"); }
 
 MODELS=${MODELS:-open-unlearning/tofu_Llama-3.2-1B-Instruct_full}
 METHODS=${METHODS:-$DEFAULT_METHODS}
+known="GradAscent GradDiff NPO DPO SimNPO RMU UNDIAL CEU WGA SatImp PDU"
+for word in $METHODS; do
+    case " $known " in *" $word "*) ;; *) fail "METHODS: $word is unknown: use some of $known" ;; esac
+done
 SPLITS=${SPLITS:-forget10}
 RETAIN_LOG=$(from_caller "${RETAIN_LOG:-}")
 BASE_MODEL=$(from_caller "${BASE_MODEL:-}")

@@ -57,6 +57,15 @@ def test_token_nll_leaves_prompt_and_padding_out():
     assert float(masked_mean(nll.detach(), torch.zeros_like(mask))) == 0
 
 
+def test_token_nll_of_a_large_vocabulary_is_exact_to_float32():
+    generator = torch.Generator().manual_seed(0)
+    scores = 3 * torch.randn(2, 9, 49152, generator=generator) + 5
+    labels = torch.randint(0, 49152, (2, 9), generator=generator)
+    nll, _ = token_nll(scores, labels)
+    exact = scores.double().logsumexp(-1)[:, :-1] - scores.double()[:, :-1].gather(-1, labels[:, 1:, None])[..., 0]
+    assert nll.double().numpy() == pytest.approx(exact.numpy(), rel=1e-6)
+
+
 def test_grad_ascent():
     scores = logits()
     loss = grad_ascent_loss(*nll_of(scores))

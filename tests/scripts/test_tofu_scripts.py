@@ -314,6 +314,7 @@ def test_wrong_variables_are_one_line(script):
         ({"RERUN": "maybe"}, "RERUN=maybe is unknown: use 1 or 0"),
         ({"GRADIENT_CHECKPOINTING": "some"}, "GRADIENT_CHECKPOINTING=some is unknown: use 1 or 0"),
         ({"LORA": "8"}, "LORA=8 is unknown: use 1 or 0"),
+        ({"METHODS": "NPO Npo"}, f"METHODS: Npo is unknown: use some of {' '.join(METHODS)}\n"),
         ({"GPUS": "two"}, "GPUS=two is no list of GPU numbers"),
         ({"GRAD_ACCUM_STEPS": "0"}, "GRAD_ACCUM_STEPS=0 is no number from 1 on"),
         ({"DATA_DIR": "/no/such/folder"}, "DATA_DIR=/no/such/folder is no folder"),
