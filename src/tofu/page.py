@@ -72,6 +72,8 @@ def plot(tasks: Mapping[str, Mapping[str, Column]]) -> str:
     for kind in (kind for kind in MARKERS if any(kind == point[1] for point in found)):
         axes.plot([], [], MARKERS[kind], color=INK, label=kind)
     axes.axhline(math.log10(0.05), color="grey", linestyle=":", linewidth=0.8)
+    low, high = axes.get_xlim()
+    axes.set_xlim(max(low, -0.02), max(high, 0.2))  # a utility is never negative
     axes.set_xlabel("model utility")
     axes.set_ylabel("log10 of forget quality (p-value; dotted: 0.05)")
     axes.set_title(shared.rstrip("_"), fontsize=9)
