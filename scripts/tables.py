@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,3 +23,13 @@ def measured_on(sources: Sequence[Figures]) -> str:
         libraries = f"torch {versions['torch']}, transformers {versions['transformers']}"
         found.append(f"{figures['device']}, {figures['threads']} threads, {figures['date']}, {libraries}")
     return "\n" + ".\n".join(dict.fromkeys(found)) + ".\n" if found else ""
+
+
+def duration(seconds: float, digits: int = 2) -> str:
+    """In seconds, in milliseconds below a tenth of one."""
+    return f"{seconds:.{digits}f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
+
+
+def accuracy(values: Sequence[float]) -> str:
+    """Mean and standard deviation of shares."""
+    return f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f} %"
