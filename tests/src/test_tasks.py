@@ -301,9 +301,15 @@ def test_the_parser_takes_no_abbreviation():
     from src.lora import LoraSettings
 
     assert Parser(LoraSettings).parse(["--alpha", "4"])[0].alpha == 4
-    for wrong in (["--alp", "4"], ["--nothing"], ["--r", "x"]):
-        with pytest.raises(UserError):
+    for wrong, message in (
+        (["--alp", "4"], "unknown option or value: --alp 4; --help lists"),
+        (["--nothing"], "unknown option or value: --nothing;"),
+        (["stray", "--r", "2"], "unknown option or value: stray;"),
+        (["--r", "x"], "invalid int value: 'x'"),
+    ):
+        with pytest.raises(UserError, match=message):
             Parser(LoraSettings).parse(wrong)
+    assert Parser(LoraSettings).parse_known(["--nothing", "4", "--r", "2"]).r == 2
 
 
 def test_real_sst2(data_dir):
