@@ -1,6 +1,6 @@
 """Write the READMEs' tables and drawings of measured figures from `result/published/*.json`.
 
-A table goes between its marks, a drawing into a file beside its figures.
+A table goes between its marks, a drawing into a file beside its figures; the tasks are those of `src/tasks.py`.
 
 python -m scripts.readme_tables            # writes what differs
 python -m scripts.readme_tables --check    # writes nothing; exits 1 where something differs
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,9 +18,12 @@ from paczo.report.evidence import evidence_svg
 from paczo.universe import FALSE_POSITIVES
 from scripts.sst2_tables import sst2_directions, sst2_evidence
 from scripts.tables import Figures, mean_and_spread
+from scripts.tables import accuracy as _accuracy
+from scripts.tables import duration as _duration
 from scripts.tables import markdown as _table
 from scripts.tables import measured_on as _measured_on
 from scripts.tofu_tables import kappa_evidence, tofu_degradation, tofu_evidence
+from scripts.track_tables import learning_tracks, tasks, tracks
 from src.pages import standalone
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +43,9 @@ def tables(folder: Path = PUBLISHED) -> dict[str, str]:
         "precision": precision,
         "in_context": in_context,
         "learning": learning,
+        "learning_tracks": learning_tracks,
+        "tracks": tracks,
+        "tasks": tasks,
         "universe_audit": universe_audit,
         "sst2_evidence": sst2_evidence,
         "sst2_directions": sst2_directions,
@@ -209,11 +214,6 @@ def _interval(found: Sequence[float]) -> str:
     return f"{found[0]:.3f} ({found[1]:.3f} to {found[2]:.3f})"
 
 
-def _duration(seconds: float, digits: int = 2) -> str:
-    """In seconds, in milliseconds below a tenth of one."""
-    return f"{seconds:.{digits}f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
-
-
 def _share(found: Figures | None) -> str:
     return f"{found['share']:.1%}" if found else ""
 
@@ -223,10 +223,6 @@ def _without_empty(
 ) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
     """A table without its last column where no row has anything in it."""
     return (head, rows) if any(row[-1] for row in rows) else (head[:-1], [row[:-1] for row in rows])
-
-
-def _accuracy(values: Sequence[float]) -> str:
-    return f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f} %"
 
 
 def filled(text: str, texts: dict[str, str]) -> str:

@@ -29,3 +29,13 @@ def mean_and_spread(values: Sequence[float]) -> str:
     """Mean and standard deviation over draws, and how many there are."""
     spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * statistics.mean(values):.1f}{spread} % (of {len(values)})"
+
+
+def duration(seconds: float, digits: int = 2) -> str:
+    """In seconds, in milliseconds below a tenth of one."""
+    return f"{seconds:.{digits}f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
+
+
+def accuracy(values: Sequence[float]) -> str:
+    """Mean and standard deviation of shares."""
+    return f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f} %"

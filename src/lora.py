@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -95,4 +96,6 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings = LoraSettings()) ->
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
     wrapped.track = settings  # type: ignore[assignment]
+    # The vocabulary is never changed; peft would ask the hub for the base model's at every checkpoint.
+    wrapped.save_pretrained = partial(wrapped.save_pretrained, save_embedding_layers=False)  # type: ignore[method-assign]
     return wrapped.eval()

@@ -35,15 +35,19 @@ class Parser(HfArgumentParser):
 
     def parse(self, argv: Sequence[str] | None) -> tuple[Any, ...]:
         """Dataclass instances of `argv` (None: the process's own); raises `UserError` for anything wrong."""
-        return self._parsed(None if argv is None else list(argv))
+        *found, unknown = self._parsed(None if argv is None else list(argv))
+        if unknown:
+            raise UserError(f"unknown option or value: {' '.join(unknown)}; --help lists the options")
+        return tuple(found)
 
     def parse_known(self, argv: Sequence[str]) -> Any:
         """The first dataclass of `argv`, whatever else is in it; raises `UserError` for a wrong value."""
-        return self._parsed(list(argv), return_remaining_strings=True)[0]
+        return self._parsed(list(argv))[0]
 
-    def _parsed(self, argv: list[str] | None, **kwargs: Any) -> tuple[Any, ...]:
+    def _parsed(self, argv: list[str] | None) -> tuple[Any, ...]:
+        """Dataclass instances, and behind them the list of words that are no option's."""
         try:
-            return self.parse_args_into_dataclasses(args=argv, **kwargs)
+            return self.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
         except UserError:
             raise
         except ValueError as error:

@@ -13,6 +13,7 @@ from scripts import (
     bench_parties,
     bench_precision,
     bench_processes,
+    bench_tracks,
     readme_tables,
 )
 from src.utils import UserError
@@ -61,6 +62,25 @@ def test_precision_compares_with_float64_and_trains(tmp_path, monkeypatch):
     assert table.count("| bfloat16 | ") == 3
 
 
+def test_tracks_are_measured_and_small(tmp_path):
+    rows = [{"sentence": f"a very {word} film", "label": label} for word, label in (("good", 1), ("bad", 0))] * 4
+    (tmp_path / "sst2").mkdir()
+    for split in ("train", "validation"):
+        (tmp_path / "sst2" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ["--model", save_model(tmp_path / "model"), "--n", "6", "--repeats", "1", "--data_dir", str(tmp_path)]
+    bench_tracks.main([*words, "--output_dir", str(tmp_path / "out")])
+    (path,) = (tmp_path / "out").glob("*.json")
+    figures = json.loads(path.read_text())
+    found = {row["track"]: row for row in figures["tracks"]}
+    trained = {"full": figures["parameters"], "lora": 2 * 2 * 8 * 64, "prefix": 2 * 2 * 5 * 32, "head": 2 * 32}
+    assert {name: row["trained"] for name, row in found.items()} == trained
+    for row in found.values():
+        assert row["snapshot_bytes"] == 4 * row["trained"] <= row["saved_bytes"] < 4 * row["trained"] + 4000
+        assert min(row["median"].values()) > 0
+    table = readme_tables.tracks({path.stem: figures})
+    assert table.count(", float32, ") == 4
+
+
 def test_generation_of_a_shape_has_as_many_prompts_as_are_asked_for(tmp_path):
     words = ["--model", "tiny", "--n", "5", "--max_new_tokens", "3", "--data_dir", str(tmp_path)]
     row = {"title": "Rivers", "context": "The Rhine is long.", "question": "What is long?", "id": "1"}
@@ -99,6 +119,8 @@ def test_a_row_of_several_processes():
         (bench_precision.main, [], "set DATA_DIR"),
         (bench_generation.main, ["--dtype", "int8"], "--dtype takes float32"),
         (bench_generation.main, ["--model", "tiny"], "set DATA_DIR"),
+        (bench_tracks.main, ["--dtype", "int8"], "--dtype takes float32"),
+        (bench_tracks.main, [], "set DATA_DIR"),
         (bench_processes.main, ["--shape", "opt-9b"], "unknown shape or dtype"),
         (bench_processes.main, ["--processes", "1"], "processes must be at least 2"),
         (bench_parties.main, ["--what", "memory", "size"], "unknown measurement 'size'"),

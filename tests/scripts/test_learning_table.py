@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scripts import learning_table
-from scripts.learning_table import SEEDS, TUNING_SEED, accuracy, methods
+from scripts.learning_table import SEEDS, TUNING_SEED, accuracy, methods, tracked, tracks, trained_elements
 from src.sample_data.learning_task import pretrain
 
 
@@ -18,6 +18,22 @@ def test_every_row_evaluates_as_many_samples():
     names = [method.name for method in methods()]
     assert len(set(names)) == len(names) == 14
     assert all(len(set(method.rates)) == len(method.rates) >= 3 for method in methods())
+
+
+def test_a_row_of_the_tracks_trains_its_part_of_a_copy():
+    assert [method.track for method in tracks()] == ["full", "lora", "prefix", "head"]
+    assert {method.evaluations for method in tracks()} == {methods()[0].evaluations}
+    layers, width = 2, 32
+    wanted = {"lora": layers * 2 * 8 * 2 * width, "prefix": layers * 2 * 5 * width, "head": 2 * width}
+    assert {track: trained_elements(track) for track in wanted} == wanted
+    task = pretrain(steps=0)
+    before = task.objective(20, seed=1).losses()
+    for track in wanted:
+        other = tracked(task, track)
+        changed = not torch.equal(other.objective(20, seed=1).losses(), before)
+        assert changed == (track == "prefix"), "adapters and heads start as nothing"
+    assert all(parameter.requires_grad for parameter in task.model.parameters())
+    assert torch.equal(task.objective(20, seed=1).losses(), before)
 
 
 @pytest.mark.parametrize("name", ["PAC-MI 0.33", "DP-AggZO eps 2"])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 import torch
 from builders import ARCHITECTURES, make_model, make_tokenizer, save_model
+from safetensors.torch import load_file
 from tokenizers.processors import TemplateProcessing
 
 from src.lora import LoraSettings, add_lora, lora_targets
@@ -113,6 +115,17 @@ def test_adapters_start_as_nothing_and_depend_on_their_seed_alone(model_type):
 def test_adapter_dtype_is_explicit(model_dtype, lora_dtype, expected):
     model = add_lora(make_model("opt").to(model_dtype), LoraSettings(dtype=lora_dtype))
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {expected}
+
+
+def test_saved_adapters_are_adapters_alone_and_nobody_is_asked_for_the_vocabulary(tmp_path):
+    model = make_model("opt")
+    model.name_or_path = "a-name-that-is-no-folder"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        add_lora(model).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    assert len(weights) == 2 * 2 * 2
+    assert all(".lora_" in name for name in weights)
 
 
 def test_unknown_targets_and_settings_are_refused():

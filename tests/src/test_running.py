@@ -14,7 +14,7 @@ from peft import PeftModel
 
 from baselines import run_dp_zo
 from paczo import run_paczo
-from src import sample_data, transcript
+from src import sample_data, tasks, transcript
 from src.interrupt import StopOnSignal
 from src.models import load_model
 from src.tasks import TASKS, draw, get_task
@@ -234,6 +234,19 @@ def test_tracks_are_trained_and_replayed(words, trained, text_model):
     assert sum(math.prod(entry["shape"]) for entry in head) == trained
     model, _ = load_model(text_model)
     transcript.replay(model, "run/transcript.jsonl")
+
+
+def test_answers_are_sampled_in_evaluation_only(text_model, monkeypatch):
+    """The two losses of a pair would differ by chance, so training generates greedily."""
+    plain, seen = tasks.GenerationF1, []
+
+    def recorded(*args, decoding, **kwargs):
+        seen.append(decoding.sampling)
+        return plain(*args, decoding=decoding, **kwargs)
+
+    monkeypatch.setattr(tasks, "GenerationF1", recorded)
+    train(text_model, "--task_name", "SQuAD", "--non_diff", "--sampling")
+    assert seen == [False, True, True], "train, dev, test"
 
 
 def test_an_untied_head_belongs_to_its_track(text_model):

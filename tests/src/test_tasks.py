@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from builders import make_model, make_tokenizer
 
+import src
 from src.objectives import AnswerLikelihood, CandidateScoring, GenerationF1
 from src.rows import draw_train
 from src.tasks import TASKS, Limits, draw, get_task
@@ -264,27 +267,14 @@ def test_the_best_checkpoint_is_by_f1_for_squad_and_by_loss_for_sst2():
     assert (SQUAD.metric_for_best_model, SST2.metric_for_best_model) == ("eval_f1", "eval_loss")
 
 
-# As README shows it.
-A_TASK = """
-from src import tasks, templates
-from src.rows import Source
-
-class Spam(templates.Template):
-    words = (" no", " yes")
-    classes = ("ham", "spam")
-    calibration = "Is this spam?"
-
-    def prompt(self, row):
-        return f"{templates.text(row, 'sms')} Is this spam?"
-
-tasks.TASKS["spam"] = tasks.Task("Spam", Spam(), Source("ucirvine/sms_spam"), num_dev=100)
-"""
+README = Path(src.__file__).parent / "README.md"
 
 
 def test_a_task_of_ones_own_is_fifteen_lines(tmp_path, monkeypatch):
     monkeypatch.setattr("src.tasks.TASKS", dict(TASKS))
-    exec(A_TASK, {})
-    assert len([line for line in A_TASK.splitlines() if line.strip()]) <= 15
+    (shown,) = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    exec(shown, {})
+    assert len([line for line in shown.splitlines() if line.strip()]) <= 15
     (tmp_path / "spam").mkdir()
     for split in ("train", "validation"):
         lines = [json.dumps({"sms": f"film {i}", "label": i % 2}) for i in range(8)]
@@ -293,6 +283,9 @@ def test_a_task_of_ones_own_is_fifteen_lines(tmp_path, monkeypatch):
     splits = task.splits(str(tmp_path), num_train=4, num_dev=2, num_eval=3, train_set_seed=0)
     objective = task.objective(make_model("opt"), make_tokenizer(), splits.train)
     assert objective.losses().shape == (4,)
+    for sample in splits.train:
+        assert re.fullmatch(r"film \d Is this spam\?", sample.prompt)
+        assert sample.continuations[sample.label] == (" no", " yes")[int(sample.prompt[5]) % 2]
     assert task.num_dev == 100
 
 
@@ -308,9 +301,15 @@ def test_the_parser_takes_no_abbreviation():
     from src.lora import LoraSettings
 
     assert Parser(LoraSettings).parse(["--alpha", "4"])[0].alpha == 4
-    for wrong in (["--alp", "4"], ["--nothing"], ["--r", "x"]):
-        with pytest.raises(UserError):
+    for wrong, message in (
+        (["--alp", "4"], "unknown option or value: --alp 4; --help lists"),
+        (["--nothing"], "unknown option or value: --nothing;"),
+        (["stray", "--r", "2"], "unknown option or value: stray;"),
+        (["--r", "x"], "invalid int value: 'x'"),
+    ):
+        with pytest.raises(UserError, match=message):
             Parser(LoraSettings).parse(wrong)
+    assert Parser(LoraSettings).parse_known(["--nothing", "4", "--r", "2"]).r == 2
 
 
 def test_real_sst2(data_dir):
