@@ -31,7 +31,7 @@ from pum.client import difference_layout
 from pum.folders import DIFFERENCE, WEIGHTS, add_reply, copy_name, read_offer
 from pum.tensors import TensorFile, file_digest, write_tensors
 from pum.unlearn.tiny import train_tokenizer
-from scripts.bench_tools import machine, save
+from scripts.bench_tools import machine, peak_resident, save
 from src.tofu.rows import SAMPLE_DATA, load_split
 from src.utils import Parser, UserError, run_cli
 
@@ -171,7 +171,7 @@ def command(words: Sequence[str]) -> tuple[float, float]:
         )
         while process.poll() is None:
             time.sleep(0.1)
-            peak = max([peak, *(_peak(one) for one in _processes(process.pid))])
+            peak = max([peak, *(peak_resident(one) / 2**20 for one in _processes(process.pid))])
         seconds = time.perf_counter() - begin
         if process.returncode:
             output.seek(0)
@@ -185,14 +185,6 @@ def _processes(pid: int) -> list[int]:
         return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
     except psutil.Error:
         return []
-
-
-def _peak(pid: int) -> float:
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
 
 
 if __name__ == "__main__":

@@ -47,16 +47,29 @@ class PeakMemory:
             run()
             return torch.cuda.max_memory_allocated(self._device) - before
         _give_back_free_memory()
-        Path("/proc/self/clear_refs").write_text("5")
+        forget_peak_resident()
         run()
-        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        return int(fields["VmHWM"].split()[0]) * 1024 - before
+        return peak_resident() - before
 
     def _now(self) -> int:
         if self._device.type == "cuda":
             return torch.cuda.memory_allocated(self._device)
         _give_back_free_memory()
         return int(psutil.Process().memory_info().rss)
+
+
+def forget_peak_resident() -> None:
+    """Let the kernel count this process's peak from now on; Linux only."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_resident(process: int | str = "self") -> int:
+    """Most resident bytes of a process so far, by its number; 0 of one that has ended. Linux only."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
 
 
 def _give_back_free_memory() -> None:

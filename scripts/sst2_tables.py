@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 
-from paczo.report.evidence import TUNING_SEED
+from paczo.report.evidence import TUNING_SEED, directions_of
 from scripts.tables import Figures, markdown, mean_and_spread, measured_on
-
-DIRECTIONS = re.compile(r"PAC-ZPL abstain, K = (\d+)")
 
 
 def sst2_evidence(content: dict[str, Figures]) -> str:
@@ -41,10 +38,9 @@ def sst2_evidence(content: dict[str, Figures]) -> str:
 def sst2_directions(content: dict[str, Figures]) -> str:
     """A row a number of directions at zero nats: the rates that were tried, and what the better one learns."""
     runs = content.get("sst2_evidence", {}).get("runs", [])
-    found = sorted({int(match[1]) for run in runs if (match := DIRECTIONS.fullmatch(run["row"]))})
     rows, sources = [], []
-    for k in found:
-        mine = [run for run in runs if run["row"] == f"PAC-ZPL abstain, K = {k}"]
+    for k in sorted({k for run in runs if (k := directions_of(run["row"])) is not None}):
+        mine = [run for run in runs if directions_of(run["row"]) == k]
         tried = {run["rate"]: run for run in mine if run["seed"] == TUNING_SEED}
         reported = [run for run in mine if run["seed"] != TUNING_SEED]
         if not reported:

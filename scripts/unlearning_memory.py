@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
@@ -19,6 +18,7 @@ from pum import pum_trainer, run_pum
 from pum.pum_trainer import PUMTrainer
 from pum.unlearn import running
 from pum.unlearn.trainer import UnlearnTrainer
+from scripts.bench_tools import forget_peak_resident, peak_resident
 from src.utils import run_cli
 
 PHASES: tuple[tuple[Any, str, str], ...] = (
@@ -38,10 +38,9 @@ def watch(owner: Any, name: str, title: str, peaks: dict[str, int]) -> None:
     function: Callable[..., Any] = getattr(owner, name)
 
     def watched(*args: Any, **kwargs: Any) -> Any:
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+        forget_peak_resident()
         result = function(*args, **kwargs)
-        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        peaks[title] = max(peaks.get(title, 0), int(fields["VmHWM"].split()[0]) * 1024)
+        peaks[title] = max(peaks.get(title, 0), peak_resident())
         return result
 
     setattr(owner, name, watched)

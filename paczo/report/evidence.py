@@ -18,7 +18,6 @@ DIRECTIONS_TITLE = "K directions a step, at zero nats"
 MAIN = "PAC-ZPL abstain, K = 256"
 PRIVATE_MEANS = ("PAC-MI", "DPZero", "DP-AggZO")
 SIZES = ("N = ", "dev set", "rows")
-DIRECTIONS = re.compile(r"PAC-ZPL abstain, K = \d+")
 Published = dict[str, Any]
 Panels = dict[str, dict[str, list[Series]]]
 
@@ -41,7 +40,7 @@ def panels(published: Published) -> Panels:
     for title, belongs in GROUPS.items():
         members = {name: rows[name] for name in rows if belongs(name)}
         if title == DIRECTIONS_TITLE:
-            members = dict(sorted(members.items(), key=lambda item: int(item[0].rpartition(" ")[2])))
+            members = dict(sorted(members.items(), key=lambda item: directions_of(item[0]) or 0))
             members = members if len(members) > 1 else {}
         drawn = {
             quantity: [Series(name, [of(run) for run in mine]) for name, mine in members.items()]
@@ -51,6 +50,12 @@ def panels(published: Published) -> Panels:
         if drawn:
             found[title] = drawn
     return found
+
+
+def directions_of(name: str) -> int | None:
+    """K of a row that differs from others in it alone, at zero nats; None of any other row."""
+    found = re.fullmatch(r"PAC-ZPL abstain, K = (\d+)", name)
+    return int(found[1]) if found else None
 
 
 def _is_budget(name: str) -> bool:
@@ -63,12 +68,12 @@ def _is_size(name: str) -> bool:
 
 def _is_plain(name: str) -> bool:
     """At one number of directions, of one size, without a budget."""
-    return not (_is_budget(name) or _is_size(name) or (DIRECTIONS.fullmatch(name) and name != MAIN))
+    return not (_is_budget(name) or _is_size(name) or (directions_of(name) and name != MAIN))
 
 
 GROUPS: dict[str, Callable[[str], bool]] = {
     "Zero nats, and not private": _is_plain,
-    DIRECTIONS_TITLE: lambda name: bool(DIRECTIONS.fullmatch(name)),
+    DIRECTIONS_TITLE: lambda name: directions_of(name) is not None,
     "With a budget": _is_budget,
     "Sizes of the training and dev sets": _is_size,
 }
