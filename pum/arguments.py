@@ -14,6 +14,7 @@ import yaml  # type: ignore[import-untyped]
 from pum.calibration import ALLOCATIONS, DEFAULT_ORDERS
 from pum.unlearn import METHODS
 from pum.unlearn.arguments import UnlearnArguments
+from src.lora import LoraSettings
 from src.utils import UserError
 
 ACCOUNTINGS = ("paper", "joint")
@@ -202,6 +203,7 @@ class PUMArguments(UnlearnArguments):
             value = getattr(self, name)
             if value is not None and not 0.0 < value < math.inf:
                 raise UserError(f"{name} must be finite and above 0, got {value}")
+        LoraSettings(self.lora_r, self.lora_alpha)  # refuses what it cannot take
         if self.dp_delta is not None and not 0.0 < self.dp_delta < 1.0:
             raise UserError(f"dp_delta must lie strictly between 0 and 1, got {self.dp_delta}")
 

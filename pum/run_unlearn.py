@@ -62,6 +62,9 @@ class LoraArguments:
     lora_r: int = field(default=8, metadata={"help": "Rank of the adapters."})
     lora_alpha: float = field(default=16.0, metadata={"help": "Scale of the adapters, alpha."})
 
+    def __post_init__(self) -> None:
+        LoraSettings(self.lora_r, self.lora_alpha)  # refuses what it cannot take
+
     def wrap(self, model: nn.Module, seed: int) -> nn.Module:
         if not self.lora:
             return model
@@ -70,6 +73,8 @@ class LoraArguments:
 
 def unlearn(argv: Sequence[str]) -> None:
     run, lora, args = Parser((RunArguments, LoraArguments, UnlearnArguments)).parse(argv)
+    if run.check_only:
+        return
     loaded = load(run, args.device)
     data = unlearn_data(loaded, run, args)
     model = lora.wrap(loaded.model, args.seed)

@@ -223,6 +223,20 @@ attack_all() {
     for attack in $ATTACKS; do (run_module src.tofu.attacks "$attack" "${attacked[@]}" "${options[@]}"); done
 }
 
+# Have the arguments of the runs to come checked before hours go into the evaluation of the unchanged model.
+check_runs() {
+    local method task options log=$RETAIN_LOG base=$BASE_MODEL name
+    name=$(basename "$model")
+    if on DRY_RUN; then return; fi
+    for method in $METHODS; do
+        task=tofu_${name}_${split}_$method$suffix
+        if is_finished; then continue; fi
+        run_options
+        options+=(--check_only)
+        ("$command")
+    done
+}
+
 # run_all COMMAND SUFFIX: every model, split and method; the task's name ends with SUFFIX. COMMAND sees `options`.
 run_all() {
     local command=$1 suffix=$2 chosen model name split method task log base retain holdout before common options tables shown
@@ -231,6 +245,7 @@ run_all() {
             model=$(from_caller "$chosen")
             tables=()
             common_options
+            if [ -z "$smoke" ]; then check_runs; fi
             prepare_split
             for method in $METHODS; do
                 task=tofu_${name}_${split}_$method$suffix

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 
@@ -56,6 +57,10 @@ class UnlearnArguments(MethodSettings, TrainingArguments):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"{name} must be positive, got {value}")
+        if not 0 <= self.learning_rate < math.inf:
+            raise UserError(f"learning_rate must be finite and at least 0, got {self.learning_rate}")
+        if self.num_train_epochs is not None and not 0 < self.num_train_epochs < math.inf:
+            raise UserError(f"num_train_epochs must be finite and above 0, got {self.num_train_epochs}")
         if self.warmup_epochs < 0:
             raise UserError(f"warmup_epochs must be at least 0, got {self.warmup_epochs}")
         processes = int(os.environ.get("WORLD_SIZE", "1"))

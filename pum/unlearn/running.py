@@ -74,6 +74,7 @@ class RunArguments:
     eval_autocast: bool = field(default=False, metadata={"help": "Evaluate in bfloat16 over the weights' dtype."})
     smoke: bool = field(default=False, metadata={"help": "Mark the run as a check: any later run may replace it."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace the run in output_dir."})
+    check_only: bool = field(default=False, metadata={"help": "Check the arguments; load and write nothing."})
 
     def __post_init__(self) -> None:
         if self.forget_path is None and self.retain_path is not None:
@@ -82,7 +83,10 @@ class RunArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
-        self.eval_settings()  # refuses what it cannot take
+        if self.holdout_rows < 0:
+            raise UserError(f"holdout_rows must be at least 0, got {self.holdout_rows}")
+        precision(self.dtype, torch.device("cpu"))  # this and the next refuse what they cannot take
+        self.eval_settings()
 
     def eval_settings(self) -> EvalSettings:
         return EvalSettings(

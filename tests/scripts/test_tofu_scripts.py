@@ -15,6 +15,7 @@ from builders import save_model
 
 from pum.arguments import PUMArguments
 from pum.run_pum import drop_nulls
+from pum.run_pum import main as run_pum
 from pum.run_unlearn import main
 from pum.unlearn import METHODS
 from pum.unlearn.running import RunArguments
@@ -214,8 +215,12 @@ def test_a_sweep_skips_finished_tasks_and_rerun_repeats_them(tmp_path):
         result = run_script(PLAIN, RERUN=rerun, **variables)
         assert result.returncode == 0, result.stderr
         asked = [line.split() for line in (tmp_path / "asked").read_text().splitlines()]
-        unlearned = [words for words in asked if "unlearn" in words]
+        checked, unlearned = (
+            [words for words in asked if "unlearn" in words and ("--check_only" in words) == check]
+            for check in (True, False)
+        )
         assert [option(words, "method") for words in unlearned] == expected
+        assert [{*words} for words in checked] == [{*words, "--check_only"} for words in unlearned]
         assert all(("--overwrite_output_dir" in words) == (rerun == "True") for words in unlearned)
         assert option(asked[-1], "tasks").startswith("tofu_m")  # the table shows it all the same
         assert asked[-1][-2:] == ["tofu_m_forget10_NPO", "tofu_m_forget10_GradDiff"]
@@ -324,6 +329,24 @@ def test_wrong_variables_are_one_line(script):
         assert message in result.stderr
 
 
+@pytest.mark.parametrize("script", [PLAIN, PUM])
+def test_a_wrong_hyperparameter_is_refused_before_anything_is_loaded(script, tmp_path):
+    variables = {"MODELS": "/no/model", "BASE_MODEL": "/no/base", "OUTPUT": str(tmp_path)}
+    result = run_script(script, LR="-1", PYTHON=sys.executable, **variables)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: learning_rate must be finite and at least 0, got -1.0\n"
+
+
+def test_a_check_reads_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["--model_name", "no/model", "--output_dir", "run", "--use_cpu", "--check_only"]
+    main(["unlearn", *words])
+    run_pum(words)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="copies_m must be at least 1"):
+        run_pum([*words, "--copies_m", "0"])
+
+
 def test_an_unknown_preset_is_one_line():
     result = run_script(PUM, PRESET="pum")
     assert (result.returncode, result.stderr) == (2, "error: PRESET=pum is unknown: use mpu, or leave it out\n")
@@ -399,6 +422,11 @@ def test_a_finished_run_is_kept(tiny, tmp_path):
         (["--retain_log", "none.json"], "cannot read the evaluation none.json"),
         (["--max_new_tokens", "0"], "max_new_tokens must be at least 1"),
         (["--no_such_option", "1"], "no_such_option"),
+        (["--learning_rate", "-1"], "learning_rate must be finite and at least 0, got -1.0"),
+        (["--num_train_epochs", "0"], "num_train_epochs must be finite and above 0, got 0.0"),
+        (["--holdout_rows", "-1"], "holdout_rows must be at least 0, got -1"),
+        (["--lora_r", "0"], "lora_r must be at least 1, got 0"),
+        (["--dtype", "int8"], "unknown dtype 'int8'"),
         (["retain-log", "--no_evaluate"], "a retain log is TOFU's evaluation"),
     ],
 )
