@@ -31,7 +31,9 @@ from transformers.utils import logging
 
 from paczo.attack import clopper_pearson
 from paczo.pac_trainer import PACArguments, PACTrainer
+from paczo.roc import roc_svg
 from src.objectives import CandidateScoring
+from src.pages import standalone
 from src.sample_data.learning_task import CANDIDATES, LearningTask, draw_sentences, pretrain
 from src.utils import Parser, UserError, versions, write_json
 
@@ -65,7 +67,7 @@ class Row:
 class UniverseArguments:
     """How much is attacked."""
 
-    runs: int = field(default=6, metadata={"help": f"Trainings of each row, with {CANARIES} canaries each."})
+    runs: int = field(default=12, metadata={"help": f"Trainings of each row, with {CANARIES} canaries each."})
     seed: int = field(default=0, metadata={"help": "Of models, sentences and coins."})
     workers: int = field(default=2, metadata={"help": "Processes."})
     only: str = field(default="", metadata={"help": "Rows whose name holds this."})
@@ -234,24 +236,6 @@ def judged(row: Row, played: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """The rows' ROC curves, share of members found against share of others taken for one."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8.5, 4.5), layout="constrained")
-    axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":", label="blind guess")
-    for row in rows:
-        places = np.linspace(0, 1, len(row["roc"]))
-        axes.plot(places, row["roc"], linewidth=1.2, label=f"{row['row']}: AUC {row['auc'][0]:.3f}")
-    axes.set(xlabel="false positives", ylabel="true positives")
-    figure.legend(loc="outside right center", fontsize="small")
-    figure.savefig(path)
-    pyplot.close(figure)
-
-
 def audit(argv: Sequence[str], rows: Sequence[Row], facts: dict[str, Any] | None = None) -> None:
     """Play, judge, print; the figures go into a JSON file, with `facts` of the machine, and a drawing.
 
@@ -282,7 +266,7 @@ def audit(argv: Sequence[str], rows: Sequence[Row], facts: dict[str, Any] | None
         **(facts or {}),
     }
     write_json(out / "universe_audit.json", figures)
-    draw(results, out / "universe_audit.svg")
+    (out / "universe_audit.svg").write_text(standalone(roc_svg(results)), encoding="utf-8")
     print(f"{len(chosen) * args.runs} trainings in {figures['seconds']:.0f} s; wrote {out}/universe_audit.json")
     missed = [row["row"] for row in results if row["is_control"] and row["auc"][1] <= 0.5]
     if missed:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from paczo.report.evidence import evidence_svg
-from paczo.universe import FALSE_POSITIVES
+from paczo.report.universe import universe_table
 from scripts.sst2_tables import sst2_directions, sst2_evidence
 from scripts.tables import Figures, mean_and_spread
 from scripts.tables import accuracy as _accuracy
@@ -194,24 +194,9 @@ def learning(content: dict[str, Figures]) -> str:
 
 def universe_audit(content: dict[str, Figures]) -> str:
     """A row a method: what its runs tell of who was among the N."""
-    measured = content.get("universe_audit", {})
-    rows = [
-        (
-            row["row"],
-            _interval(row["auc"]),
-            *(_interval(row["tpr"][f"{rate:g}"]) for rate in FALSE_POSITIVES),
-            f"{row['epsilon']:.2f}",
-            f"{100 * row['accuracy'][0]:.1f} %",
-        )
-        for row in measured.get("universe", [])
-    ]
-    shares = (f"true positives at {rate:.0%} false" for rate in FALSE_POSITIVES)
-    head = ("method", "AUC (95 %)", *shares, "epsilon at least", "accuracy")
-    return _table(head, rows) + (_measured_on([measured]) if rows else "")
-
-
-def _interval(found: Sequence[float]) -> str:
-    return f"{found[0]:.3f} ({found[1]:.3f} to {found[2]:.3f})"
+    measured = content.get("universe_audit", {"universe": []})
+    table = universe_table(measured)
+    return _table(table.head, table.rows) + (_measured_on([measured]) if table.rows else "")
 
 
 def _share(found: Figures | None) -> str:

@@ -19,7 +19,7 @@ SAMPLE_RATE, CLIP, EPSILON = 0.3, 5.0, 2.0
 def dp_rows() -> list[Row]:
     """Batches of about 60 of the 200 sentences, and as many steps as make equal passes."""
     rows = []
-    for name, k, rate in (("DPZero", 1, 1e-3), ("DP-AggZO", 64, 3e-2)):
+    for name, k, rate in (("DPZero", 1, 1e-3), ("DP-AggZO", 64, 3e-3)):
         settings: dict[str, Any] = {
             "dp_k": k,
             "dp_clip": CLIP / math.sqrt(k),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from paczo.report.page import Section, Table, as_html, as_markdown
 from paczo.report.plots import PLOTS
 from paczo.report.privacy import privacy, private_sections
 from paczo.report.runs import Run, find_runs, grouped, read_run
+from paczo.report.universe import universe
 from src.utils import UserError, run_cli
 
 # What a flat file of scores holds.
@@ -44,28 +46,30 @@ CELL_TABLES = (
 # Published figures -> what measures them.
 MEASURED_BY = {
     "learning_table": "python -m scripts.learning_table",
+    "universe_audit": "bash scripts/audit.sh universe --out result/published",
     "sst2_evidence": "DATA_DIR=FOLDER bash scripts/evidence.sh sst2 --hours 12",
 }
 
 
-def load_runs(patterns: Sequence[str]) -> list[Run]:
-    """Runs that ended with scores, and those that have not ended; `UserError` with its path for a damaged one.
+def load_runs(patterns: Sequence[str]) -> tuple[list[Run], Table]:
+    """Runs that ended with scores and those that have not ended, and a row for each that is damaged.
 
     Files of scores beside the runs' own, and runs that were not to be evaluated, are passed over.
     """
-    found = []
+    found, damaged = [], []
     for folder in find_runs(patterns):
         path = folder / "metrics.json"
         try:
             metrics = json.loads(path.read_text("utf-8")) if path.exists() else None
             if metrics and (metrics.keys() <= FLAT or (metrics.get("after") and not metrics["after"].get("test"))):
                 continue
-            found.append(read_run(folder, metrics))
+            run = read_run(folder, metrics)
             if metrics is not None:
-                tables.other_run(found[-1])
+                tables.other_run(run)
+            found.append(run)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is not a run's metrics: {type(error).__name__} {error}") from error
-    return found
+            damaged.append((str(path), f"not a run's metrics: {type(error).__name__} {error}"))
+    return found, Table(("file", "what is wrong"), damaged)
 
 
 def load_published(folder: Path) -> dict[str, Any]:
@@ -117,6 +121,8 @@ def sections(runs: list[Run], published: dict[str, Any], x: str = "steps", kind:
         measured = published["learning_table"]
         note, drawn = tables.learning_note(measured), [PLOTS["learning"](measured)]
         found.append(Section("Learning task", note, tables.learning(measured), drawn))
+    if "universe_audit" in published:
+        found.append(universe(published["universe_audit"]))
     known = {run.name for run in matched.values()}
     found.append(
         Section("Runs with other settings", "", tables.other_runs(r for r in ended if r.name not in known))
@@ -153,8 +159,12 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--private", action="store_true", help="also a page for the data's owner")
     given = parser.parse_args(argv)
-    runs = load_runs(given.runs)
+    runs, damaged = load_runs(given.runs)
     content = sections(runs, load_published(given.published), given.against, given.bands)
+    if damaged.rows:
+        content.append(Section("Damaged runs, left out", table=damaged))
+    for path, what in damaged.rows:
+        print(f"warning: {path} is left out: {what}", file=sys.stderr)
     line = summary(runs, cells())
     private = private_sections(runs) if given.private else None
     try:
