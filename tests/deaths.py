@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import lives
 import pytest
 import torch
 from lives import live
@@ -118,3 +123,27 @@ def exit_code(action):
     with pytest.raises(SystemExit) as stopped:
         run_cli(action)
     return stopped.value.code
+
+
+def kill_and_resume(run, kind, rng):
+    """The run of `lives.py` in a process of its own, killed six times and started again but for the last."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, lives.__file__, kind]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as server:
+        for target in (4, 35, 66, 97, 128, 159):
+            print(run, file=server.stdin, flush=True)
+            process = int(server.stdout.readline())
+            wait_for_lines(run / "transcript.jsonl", target)
+            time.sleep(rng.random() * 0.02)
+            os.kill(process, signal.SIGKILL)
+            assert int(server.stdout.readline()) == signal.SIGKILL, "the run was over before it was killed"
+        server.stdin.close()
+    assert target <= (run / "transcript.jsonl").read_bytes().count(b"\n") < lives.STEPS
+
+
+def wait_for_lines(path, count):
+    end = time.monotonic() + 300
+    while not path.exists() or path.read_bytes().count(b"\n") < count:
+        assert time.monotonic() < end
+        time.sleep(0.001)

@@ -1,6 +1,6 @@
 """A small private run that can be started, killed and resumed, in this process or as one of its own.
 
-python tests/lives.py FOLDER        starts the run in FOLDER, or resumes it where there is one
+python tests/lives.py pac | dp      starts or resumes the run in each folder that standard input names
 """
 
 from __future__ import annotations
@@ -90,17 +90,17 @@ def live(folder, make=make_trainer, **changes):
     return trainer
 
 
-def serve():
+def serve(make):
     """For each folder on standard input: a process that starts or resumes the run in it; prints its number."""
     for line in sys.stdin:
         child = os.fork()
         if not child:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-            live(line.strip())
+            live(line.strip(), make)
             os._exit(0)
         print(child, flush=True)
         print(os.waitpid(child, 0)[1], flush=True)
 
 
 if __name__ == "__main__":
-    serve()
+    serve({"pac": make_trainer, "dp": make_dp_trainer}[sys.argv[1]])

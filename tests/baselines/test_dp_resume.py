@@ -18,6 +18,7 @@ from deaths import (
     dying_after,
     exit_code,
     history,
+    kill_and_resume,
     outcome,
     read_lines,
 )
@@ -49,6 +50,14 @@ def test_twenty_two_deaths_change_nothing(uninterrupted, tmp_path, monkeypatch):
     assert history(trainer) == history(expected)
     assert trainer.state.best_global_step == expected.state.best_global_step
     assert checkpoints(run) == checkpoints(folder)
+
+
+def test_killed_processes_change_nothing(tmp_path):
+    expected = live(tmp_path / "one", make_dp_trainer)
+    kill_and_resume(tmp_path / "two", "dp", random.Random(6))
+    trainer = live(tmp_path / "two", make_dp_trainer)
+    assert outcome(tmp_path / "one") == outcome(tmp_path / "two")
+    assert torch.equal(trainer.model.weight, expected.model.weight)
 
 
 @pytest.mark.parametrize("changes", [{"dp_k": 1}, {"dp_accountant": "pld"}])

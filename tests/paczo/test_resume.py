@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import lives
 import pytest
 import torch
-from deaths import Died, checkpoints, die_and_resume, dying_after, history, outcome, read_lines
+from deaths import Died, checkpoints, die_and_resume, dying_after, history, kill_and_resume, outcome, read_lines
 from lives import STEPS, live, make_trainer
 
 from paczo.randomness import SecretRandom
@@ -47,32 +42,12 @@ def test_fifty_deaths_change_nothing(uninterrupted, tmp_path, monkeypatch):
 
 def test_killed_processes_change_nothing(uninterrupted, tmp_path):
     folder, expected = uninterrupted
-    rng = random.Random(6)
     run = tmp_path / "run"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(Path(lives.__file__))]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=environment, **pipes) as server:
-        for target in (4, 35, 66, 97, 128, 159):
-            print(run, file=server.stdin, flush=True)
-            process = int(server.stdout.readline())
-            wait_for_lines(run / "transcript.jsonl", target)
-            time.sleep(rng.random() * 0.02)
-            os.kill(process, signal.SIGKILL)
-            assert int(server.stdout.readline()) == signal.SIGKILL, "the run was over before it was killed"
-        server.stdin.close()
-    assert target <= (run / "transcript.jsonl").read_bytes().count(b"\n") < STEPS
+    kill_and_resume(run, "pac", random.Random(6))
     trainer = live(run)
     assert outcome(run) == outcome(folder)
     assert torch.equal(trainer.model.weight, expected.model.weight)
     assert trainer.privacy() == expected.privacy()
-
-
-def wait_for_lines(path, count):
-    end = time.monotonic() + 300
-    while not path.exists() or path.read_bytes().count(b"\n") < count:
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 @pytest.mark.parametrize("instant", range(1, 60, 3))

@@ -138,13 +138,20 @@ def test_two_processes_write_what_one_writes(module, options, model, tmp_path):
         assert [line["releases"] for line in ledgers[0][1:-1]] == [line["releases"] for line in ledgers[1][1:-1]]
 
 
-def test_two_killed_processes_go_on(model, tmp_path):
+@pytest.mark.parametrize(
+    ("module", "options", "start"),
+    [
+        ("paczo.run_paczo", ("--pac_m", "8", "--pac_zpl", "--pac_secret_seed", "3"), [sys.executable, "-m"]),
+        ("baselines.run_dp_zo", DP, LAUNCH),  # in one process its sums round otherwise
+    ],
+    ids=["pac-zpl", "dp-aggzo"],
+)
+def test_two_killed_processes_go_on(module, options, start, model, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    options = ("--pac_m", "8", "--pac_zpl", "--pac_secret_seed", "3", "--pac_load_best_dev")
-    steps = 150
-    command = [sys.executable, "-m", *words(model, whole, *options, steps=steps)]
+    steps = 80
+    command = [*start, *words(model, whole, *options, module=module, steps=steps)]
     subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, check=True)
-    command = [*LAUNCH, *words(model, killed, *options, steps=steps)]
+    command = [*LAUNCH, *words(model, killed, *options, module=module, steps=steps)]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, cwd=ROOT, env=environment(), **quiet)
     transcript = killed / "transcript.jsonl"
