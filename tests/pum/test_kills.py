@@ -78,7 +78,9 @@ def test_killed_before_any_step_on_the_disk(index: int, stages: Stages, lives: L
         stages.restore(index)
         ended = lives.run(command, words, crash=crash)
         if ended == "killed":
-            assert lives.run(command, words) == "0", crash
+            is_done = p.digests(stages.work) == stages.digests[index + 1]
+            # Killed when all was on the disk, it may as well say that it is done already.
+            assert lives.run(command, words) in (("0", "2") if is_done else ("0",)), crash
         assert p.digests(stages.work) == stages.digests[index + 1], (crash, ended)
         crash += STRIDE
     assert crash > 1
