@@ -101,7 +101,7 @@ class CandidateScoring(_Scored):
 
     def _scores(self, rows: Indices | None = None) -> Tensor:
         """float32 (N, most candidates), -inf where a sample has fewer, on the CPU."""
-        scores = self._spread(lambda some: self._pass(lambda budget: self._scorer.scores(budget, some)), rows)
+        scores = self.spread(lambda some: self._pass(lambda budget: self._scorer.scores(budget, some)), rows)
         if self._first is None:
             return scores
         return scores.gather(1, self._first if rows is None else self._first[torch.from_numpy(rows)])
@@ -176,7 +176,7 @@ class AnswerLikelihood(_Scored):
         return self._scorer.micro_batches(self.token_budget)
 
     def losses(self, samples: Samples | None = None) -> Tensor:
-        return -self._spread(
+        return -self.spread(
             lambda some: self._pass(lambda budget: self._scorer.scores(budget, some))[:, 0], as_rows(samples)
         )
 

@@ -64,7 +64,7 @@ def exact_derivatives(
     """
     objective.check_differentiable()
     taps = Taps(objective.model, space.parameters)
-    table = objective._spread(lambda rows: _within_memory(objective, space, seeds, rows, taps), as_rows(samples))
+    table = objective.spread(lambda rows: _within_memory(objective, space, seeds, rows, taps), as_rows(samples))
     return table[:, :-1].T.contiguous(), table[:, -1].contiguous()
 
 

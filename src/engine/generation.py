@@ -90,7 +90,7 @@ class GenerationF1(Objective):
         return library_tokens(self.model, prompts, self.decoding, **limits)
 
     def losses(self, samples: Samples | None = None) -> Tensor:
-        return self._spread(self._losses, as_rows(samples))
+        return self.spread(self._losses, as_rows(samples))
 
     def _losses(self, rows: Indices | None) -> Tensor:
         chosen = range(len(self)) if rows is None else rows.tolist()

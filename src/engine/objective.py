@@ -78,7 +78,7 @@ class Objective(Dataset[int]):
         """Scores by name, "loss" (the mean) among them, all from one pass."""
         return {"loss": float(self.losses().mean())}
 
-    def _spread(self, evaluate: Callable[[Indices | None], Tensor], rows: Indices | None) -> Tensor:
+    def spread(self, evaluate: Callable[[Indices | None], Tensor], rows: Indices | None) -> Tensor:
         """`evaluate(rows)`, None for all samples, shared among the run's processes; on the CPU."""
         if place()[1] == 1:
             return evaluate(rows).cpu()
