@@ -40,17 +40,17 @@ EPOCHS, BATCH = 2, 4
 FINETUNE, RETAIN_LOG, PLAIN, PUM, ATTACKS = "finetune", "retain-log", "unlearn", "pum", "attacks"
 # Rates to choose from, the default first; the most telling methods first.
 RATES: dict[str, tuple[float, ...]] = {
-    "NPO": (5e-5, 2e-5, 1e-4),
-    "GradDiff": (2e-5, 1e-5, 5e-5),
-    "RMU": (1e-4, 5e-5, 2e-4),
-    "SimNPO": (5e-5, 2e-5, 1e-4),
-    "DPO": (5e-5, 2e-5, 1e-4),
-    "UNDIAL": (1e-4, 5e-5, 2e-4),
-    "GradAscent": (2e-5, 1e-5, 5e-5),
-    "WGA": (2e-5, 1e-5, 5e-5),
-    "SatImp": (5e-5, 2e-5, 1e-4),
-    "CEU": (2e-5, 1e-5, 5e-5),
-    "PDU": (2e-5, 1e-5, 5e-5),
+    "NPO": (1e-4, 5e-5, 2e-4),
+    "GradDiff": (5e-5, 2e-5, 1e-4),
+    "RMU": (3e-4, 1e-4, 1e-3),
+    "SimNPO": (1e-4, 5e-5, 2e-4),
+    "DPO": (1e-4, 5e-5, 2e-4),
+    "UNDIAL": (3e-4, 1e-4, 1e-3),
+    "GradAscent": (5e-5, 2e-5, 1e-4),
+    "WGA": (5e-5, 2e-5, 1e-4),
+    "SatImp": (1e-4, 5e-5, 2e-4),
+    "CEU": (5e-5, 2e-5, 1e-4),
+    "PDU": (5e-5, 2e-5, 1e-4),
 }
 SCORES = (
     *("forget_quality", "model_utility", "forget_truth_ratio", "forget_Q_A_Prob", "forget_Q_A_ROUGE"),
