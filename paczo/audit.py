@@ -41,7 +41,7 @@ class AuditArguments:
     """How much is attacked."""
 
     runs: int = field(
-        default=3000, metadata={"help": "Runs of each PAC-MI setting; others get four times as many."}
+        default=1200, metadata={"help": "Runs of each PAC-MI setting; others get four times as many."}
     )
     seed: int = field(default=0, metadata={"help": "Of the runs' data and secrets."})
     workers: int = field(default=2, metadata={"help": "Processes."})

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Attacks the mechanisms on a small objective and compares the success with the bounds; about two minutes on two
+# Attacks the mechanisms on a small objective and compares the success with the bounds; two to three minutes on two
 # cores. Arguments go to paczo.audit, e.g. --runs 500.
 #   bash scripts/audit.sh universe    asks of each method, DP's too, who was among the N: canaries, half an hour
 set -euo pipefail
