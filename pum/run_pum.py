@@ -29,21 +29,21 @@ from src.utils import Parser, run_cli
 def main(argv: Sequence[str] | None = None) -> None:
     """Run from the command line; raises `UserError` before anything is written where the input is wrong."""
     words = drop_nulls(sys.argv[1:] if argv is None else argv)
-    run, args = Parser((RunArguments, PUMArguments)).parse(words)
-    if run.check_only:
+    if Parser(RunArguments).parse_known(words).check_only:
+        Parser((RunArguments, PUMArguments)).parse(words)
         return
     workers = join()
     # What is wrong with the input, the first process finds and says.
     if not workers.is_first and workers.wait("ready 0"):
         return
-    prepared: list[tuple[Loaded, PUMTrainer, EvaluationOnTheWay | None]] = []
+    prepared: list[tuple[RunArguments, Loaded, PUMTrainer, EvaluationOnTheWay | None]] = []
 
     def prepare() -> bool:
-        prepared.append(_prepare(run, args, workers))
-        return workers.is_first and _has_ended(prepared[0][1])
+        prepared.append(_prepare(words, workers))
+        return workers.is_first and _has_ended(prepared[0][2])
 
     ended = workers.tell(f"ready {workers.rank}", prepare)
-    ((loaded, trainer, watched),) = prepared
+    ((run, loaded, trainer, watched),) = prepared
     if ended:
         remove(trainer.run_dir / PRIVATE)
         print(f"wrote {trainer.run_dir}")
@@ -61,10 +61,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _prepare(
-    run: RunArguments, args: PUMArguments, workers: Workers
-) -> tuple[Loaded, PUMTrainer, EvaluationOnTheWay | None]:
-    """All that can be wrong with model and data is found here; the first process then makes the run's folder."""
-    assert args.output_dir is not None
+    words: Sequence[str], workers: Workers
+) -> tuple[RunArguments, Loaded, PUMTrainer, EvaluationOnTheWay | None]:
+    """All that can be wrong is found here; the first process then makes the run's folder."""
+    run, args = Parser((RunArguments, PUMArguments)).parse(words)
     loaded = load(run, args.device)
     data = unlearn_data(loaded, run, args)
     folder = Path(args.output_dir)
@@ -76,7 +76,7 @@ def _prepare(
         prepare_folder(folder, run)
         if replaces:
             shutil.rmtree(folder / PRIVATE, ignore_errors=True)
-    return loaded, trainer, watched
+    return run, loaded, trainer, watched
 
 
 def _has_ended(trainer: PUMTrainer) -> bool:

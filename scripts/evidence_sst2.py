@@ -16,11 +16,12 @@ from pathlib import Path
 
 from paczo.bounds import epsilon_for_success, posterior_success
 from scripts.evidence import DP, PACZERO, ROOT, Evidence, Row
+from scripts.sst2_tables import COSTS
 from src.utils import Parser, UserError, run_cli
 
 MODEL = "smollm2-135m"
 PUBLISHED = ROOT / "result" / "published"
-COSTS = PUBLISHED / "directions-smollm2-135m-lora-last10-bfloat16-n1000-cpu.json"
+RECORD = PUBLISHED / f"{COSTS}.json"
 BUDGET = 60.0  # bare forward passes over the N = 1000 sentences
 NUM_TRAIN, NUM_DEV, EVALUATIONS = 1000, 500, 12
 MANY, BEST = 64, 256
@@ -51,9 +52,9 @@ class EvidenceArguments:
 
 def costs() -> dict[str, float]:
     """Bare passes of a step over N = 1000, by "exact K" and "central"."""
-    if not COSTS.exists():
-        raise UserError(f"{COSTS.name} is missing: bash scripts/bench.sh directions writes it")
-    median = json.loads(COSTS.read_text("utf-8"))["median"]
+    if not RECORD.exists():
+        raise UserError(f"{RECORD.name} is missing: bash scripts/bench.sh directions writes it")
+    median = json.loads(RECORD.read_text("utf-8"))["median"]
     return {name: seconds / median["floor"] for name, seconds in median.items() if name != "floor"}
 
 

@@ -7,6 +7,9 @@ import statistics
 from paczo.report.evidence import TUNING_SEED, directions_of
 from scripts.tables import Figures, markdown, mean_and_spread, measured_on
 
+# The record of `scripts/bench.sh directions` that says what a step takes.
+COSTS = "directions-smollm2-135m-lora-last10-bfloat16-n1000-cpu"
+
 
 def sst2_evidence(content: dict[str, Figures]) -> str:
     """A row a method on SST-2, in the order in which they were first run."""
@@ -38,6 +41,7 @@ def sst2_evidence(content: dict[str, Figures]) -> str:
 def sst2_directions(content: dict[str, Figures]) -> str:
     """A row a number of directions at zero nats: the rates that were tried, and what the better one learns."""
     runs = content.get("sst2_evidence", {}).get("runs", [])
+    seconds = content.get(COSTS, {}).get("median", {})
     rows, sources = [], []
     for k in sorted({k for run in runs if (k := directions_of(run["row"])) is not None}):
         mine = [run for run in runs if directions_of(run["row"]) == k]
@@ -51,6 +55,7 @@ def sst2_directions(content: dict[str, Figures]) -> str:
             (
                 str(k),
                 f"{reported[0]['steps']}, {reported[0]['passes']:.0f}",
+                f"{reported[0]['steps'] * seconds[f'exact {k}']:.0f} s" if seconds else "",
                 ", ".join(f"{rate:g}: {tried[rate]['after']['dev']['loss']:.3f}" for rate in sorted(tried)),
                 f"{statistics.mean(run['after']['dev']['loss'] for run in reported):.3f}",
                 mean_and_spread([run["after"]["test"]["accuracy"] for run in reported]),
@@ -60,7 +65,7 @@ def sst2_directions(content: dict[str, Figures]) -> str:
         )
         sources += reported
     agree = ("agree in the first quarter", "in the last")
-    head = ("K", "steps, passes", "rate: dev loss, tuning draw", "dev loss", "test accuracy", *agree)
+    head = ("K", "steps, passes", "one thread", "rate: dev loss, tuning draw", "dev loss", "test accuracy", *agree)
     return markdown(head, rows) + measured_on(sources)
 
 
