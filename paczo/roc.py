@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from src.pages import INK, svg
+from src.pages import INK, legend, svg
 
 
 def roc_svg(rows: Sequence[dict[str, Any]]) -> str:
@@ -25,5 +25,5 @@ def roc_svg(rows: Sequence[dict[str, Any]]) -> str:
         places = np.linspace(0, 1, len(row["roc"]))
         axes.plot(places, row["roc"], label=f"{row['row']}: AUC {row['auc'][0]:.3f}")
     axes.set(xlabel="false positives", ylabel="true positives")
-    axes.legend(loc="upper left", bbox_to_anchor=(0.0, -0.2), borderaxespad=0.0)
+    legend(axes)
     return svg(figure)

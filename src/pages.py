@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import io
 import re
+from typing import Any
 
 import matplotlib
 from cycler import cycler
@@ -85,6 +86,16 @@ def document(title: str, body: str) -> str:
         f"<title>{html.escape(title)}</title><style>{STYLE}</style>"
     )
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
+
+
+def legend(axes: Any, *others: Any, columns: int = 1) -> None:
+    """Of these axes and others beside them; below, so that it covers no curve."""
+    found: dict[str, Any] = {}
+    for one in (axes, *others):
+        for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    place = {"loc": "upper left", "bbox_to_anchor": (0.0, -0.2), "borderaxespad": 0.0}
+    axes.legend([*found.values()], [*found], ncols=columns, **place)
 
 
 def svg(figure: Figure) -> str:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from paczo.report.runs import QUANTITIES, Points, Run
-from src.pages import svg
+from src.pages import legend, svg
 
 Floats = NDArray[np.float64]
 Kind = Literal["range", "error"]
@@ -96,16 +96,6 @@ def _label(series: Series) -> str:
     label = series.label.replace("$", r"\$")
     label = f"\N{ZERO WIDTH SPACE}{label}" if label.startswith("_") else label  # Matplotlib hides those
     return label + count + (f" (not finite: {wild} of {len(runs)})" if wild else "")
-
-
-def legend(axes: Any, *others: Any, columns: int = 1) -> None:
-    """Of these axes and others beside them; below, so that it covers no curve."""
-    found: dict[str, Any] = {}
-    for one in (axes, *others):
-        for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    place = {"loc": "upper left", "bbox_to_anchor": (0.0, -0.2), "borderaxespad": 0.0}
-    axes.legend([*found.values()], [*found], ncols=columns, **place)
 
 
 def curves_svg(series: Sequence[Series], *, x_label: str, y_label: str, title: str, kind: Kind = "range") -> str:

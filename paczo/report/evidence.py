@@ -8,9 +8,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from paczo.report.curves import MOST, Series, curves_svg, draw, legend
+from paczo.report.curves import MOST, Series, curves_svg, draw
 from paczo.report.runs import Points
-from src.pages import svg
+from src.pages import legend, svg
 
 TUNING_SEED = 100  # of the draw that rates are chosen on; it is not among those that are reported
 X_LABEL = "passes over 1,000 samples"

@@ -11,12 +11,11 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from paczo.bounds import posterior_success
-from paczo.report.curves import legend
 from paczo.report.evidence import TUNING_SEED
 from paczo.report.page import Section, Table
 from paczo.report.runs import Run, grouped, natural
 from paczo.report.tables import PAPER, mean_and_spread, method, score, setting
-from src.pages import svg
+from src.pages import legend, svg
 
 NOTE = (
     "Score: accuracy or F1 in percent on the test set, mean and standard deviation over seeds. At each bound the"

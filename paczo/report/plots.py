@@ -11,9 +11,8 @@ from matplotlib.figure import Figure
 
 from paczo.bounds import posterior_success
 from paczo.cells import DP_METHODS, Cell
-from paczo.report.curves import legend
 from paczo.report.tables import Matched, attack_success, family, score
-from src.pages import INK, svg
+from src.pages import INK, legend, svg
 
 Draw = Callable[..., str]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from pathlib import Path
 
 import lives
 import pytest
@@ -16,8 +15,6 @@ from lives import STEPS, live, make_trainer
 from paczo.randomness import SecretRandom
 from src.record.chain import RecordError, read_records
 from src.utils import UserError
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

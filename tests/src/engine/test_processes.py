@@ -111,6 +111,7 @@ def words(model, folder, *options, module="paczo.run_paczo", steps=6):
 
 
 PRIVATE = ("--pac_m", "8", "--pac_mi", "0.5", "--pac_k", "2", "--lora", "--pac_load_best_dev")
+ZPL = ("--pac_m", "8", "--pac_zpl")
 DP = ("--dp_k", "3", "--dp_sample_rate", "0.2", "--dp_secret_seed", "3")
 
 
@@ -141,7 +142,7 @@ def test_two_processes_write_what_one_writes(module, options, model, tmp_path):
 @pytest.mark.parametrize(
     ("module", "options", "start"),
     [
-        ("paczo.run_paczo", ("--pac_m", "8", "--pac_zpl", "--pac_secret_seed", "3"), [sys.executable, "-m"]),
+        ("paczo.run_paczo", (*ZPL, "--pac_secret_seed", "3", "--pac_load_best_dev"), [sys.executable, "-m"]),
         ("baselines.run_dp_zo", DP, LAUNCH),  # in one process its sums round otherwise
     ],
     ids=["pac-zpl", "dp-aggzo"],
