@@ -27,6 +27,7 @@ from src.utils import UserError, write_json
 SEEDS = (0, 1, 2)
 PACZERO, DP = "paczo.run_paczo", "baselines.run_dp_zo"
 ROOT = Path(__file__).resolve().parents[1]
+MOST_FAILURES = 5  # before no further run is begun
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ class Run:
 class Evidence:
     """The runs of a plan that are published, and those that are not.
 
-    A plan of other commands overrides `_train`; one that chooses rates in another way `tuning_seed` and `score`.
+    A plan of other commands overrides `_train`; one that chooses rates in another way `tuning_seed` and `score`;
+    one whose runs need what others leave `ready`.
 
     Args:
         rows: the plan.
@@ -137,6 +139,10 @@ class Evidence:
                 if rate is not None and self.found(Run(row, rate, seed)) is None:
                     yield Run(row, rate, seed)
 
+    def ready(self, run: Run) -> bool:
+        """Whether all that the run starts from is there."""
+        return True
+
     def _missing_tuning(self, row: Row) -> Iterator[Run]:
         row = self.rows[row.like] if row.like else row
         if self.rate(row) is None:
@@ -146,28 +152,38 @@ class Evidence:
     def go_on(self, hours: float, workers: int) -> None:
         """Runs what is missing, `workers` at a time.
 
-        None is begun that would not end in time, by the seconds that a pass took so far.
+        None is begun that would not end in time, by the seconds that a pass took so far. A run that fails is set
+        aside until the next start.
 
         Raises:
-            UserError: a run failed; what is finished is published.
+            UserError: runs failed; what is finished is published.
         """
         end = time.monotonic() + 3600 * hours
         flying: dict[Future[dict[str, Any]], Run] = {}
+        failed: dict[str, str] = {}
         with ThreadPoolExecutor(workers) as pool:
             try:
                 while True:
                     for run in self.missing():
-                        if len(flying) == workers or time.monotonic() + self._expected(run) > end:
+                        late = time.monotonic() + self._expected(run) > end
+                        if late or len(flying) == workers or len(failed) == MOST_FAILURES:
                             break
-                        if run not in flying.values():
+                        if run not in flying.values() and run.folder not in failed and self.ready(run):
                             flying[pool.submit(self._train, run)] = run
                     if not flying:
                         break
                     for done in wait(flying, return_when=FIRST_COMPLETED).done:
-                        self._publish({**flying.pop(done).key, **done.result()})
+                        run = flying.pop(done)
+                        try:
+                            self._publish({**run.key, **done.result()})
+                        except UserError as error:
+                            failed[run.folder] = str(error)
+                            print(f"{run.folder}: {error}", file=sys.stderr, flush=True)
             finally:
                 for process in self._processes:
                     process.terminate()
+        if failed:
+            raise UserError(f"{len(failed)} failed: {'; '.join(failed.values())}")
         left = next(self.missing(), None)
         print("nothing is missing" if left is None else f"out of time before {left.folder}")
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ import torch
 from pum import run_pum, run_unlearn
 from pum.unlearn.running import RunArguments, read_rows
 from pum.unlearn.tiny import tiny_models
-from scripts.evidence import ROOT, SEEDS, Row, Run
+from scripts.evidence import ROOT, SEEDS, Row
 from scripts.evidence_tofu import FULL, PLAIN, PUBLISHED, PUM, RETAIN, SEED, TofuEvidence
 from scripts.tofu_tables import TINY, distance
 from src.tofu.logs import SUMMARY
@@ -78,12 +78,8 @@ class KappaEvidence(TofuEvidence):
     trained = ROWS
 
     def __init__(self, tiny: Path, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        super().__init__(*args, **kwargs)
         self.tiny, self.base = tiny, str(tiny / "base")
-
-    def missing(self) -> Iterator[Run]:
-        """The sweep comes first: it is short."""
-        return self.missing_after_sweep()
 
     def score(self, figures: dict[str, Any]) -> float:
         return distance(figures["scores"], self.goal(), TINY)
@@ -91,9 +87,8 @@ class KappaEvidence(TofuEvidence):
     def goal(self) -> dict[str, float]:
         return dict(json.loads((self.tiny / "retain" / "evals" / SUMMARY).read_text("utf-8")))
 
-    def _folder(self, name: str, rate: float | None = None) -> Path:
-        made = {FULL: "full", RETAIN: "retain"}
-        return self.tiny / made[name] if name in made else super()._folder(name, rate)
+    def _model(self, name: str) -> Path:
+        return self.tiny / {FULL: "full", RETAIN: "retain"}[name]
 
     def _command(self, words: Sequence[str], folder: Path) -> None:
         """In this process: a run takes seconds, and starting one would take as many."""

@@ -24,6 +24,7 @@ PUBLISHED = ROOT / "result" / "published"
 RECORD = PUBLISHED / f"{COSTS}.json"
 BUDGET = 60.0  # bare forward passes over the N = 1000 sentences
 NUM_TRAIN, NUM_DEV, EVALUATIONS = 1000, 500, 12
+LARGER = (4000, 16000)  # training sentences, at as many steps
 MANY, BEST = 64, 256
 TOP_RATE = 0.8  # chosen at K = BEST; other K try what it says if the best rate grows with K, or with its root
 SAMPLE_RATE = 0.064

@@ -5,8 +5,8 @@ retain rows, and 40 rows of other authors that no model was trained on; `write_s
 parameters are trained, the weights float32 and the passes bfloat16 (autocast): a step is often smaller than the
 last bit of a bfloat16 weight. Evaluations are made alike; attacks are float32 throughout.
 
-Every row first runs at its default rate, then the attacks; then come the other rates of the plain runs, whose
-winner the method's three rows are run with where it is another one.
+All plain runs come first, at each of their rates; each method's winner is the rate of its other rows. What a run
+begins from is made again where its files are gone, so that the published figures are enough to go on.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ EVALUATED = {"retain_perturbed": 20, "real_authors_perturbed": 20, "world_facts_
 COPIES, KAPPAS = 4, ("0.1", "0.01")
 EPOCHS, BATCH = 2, 4
 FINETUNE, RETAIN_LOG, PLAIN, PUM, ATTACKS = "finetune", "retain-log", "unlearn", "pum", "attacks"
-# Rates to choose from, the default first; the most telling methods first.
+# Rates to choose from; the most telling methods first.
 RATES: dict[str, tuple[float, ...]] = {
     "NPO": (1e-4, 5e-5, 2e-4),
     "GradDiff": (5e-5, 2e-5, 1e-4),
@@ -150,27 +151,23 @@ class TofuEvidence(Evidence):
     base = BASE
     trained: tuple[str, ...] = MODELS
 
-    def missing(self) -> Iterator[Run]:
-        """Every row at its default rate, the other rates of the plain runs, then what the winners lack."""
-        for row in self.rows.values():
-            run = Run(row, self._default(row), SEED)
-            if self.found(run) is None:
-                yield run
-        yield from self.missing_after_sweep()
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._making = RLock()
 
-    def missing_after_sweep(self) -> Iterator[Run]:
-        """Every rate of the plain runs, then each row at the winner, the first draw of all before the second."""
-        for row in self.rows.values():
-            if row.rates:
-                yield from self._missing_tuning(row)
-        for seed in sorted({seed for row in self.rows.values() for seed in row.seeds}):
-            for row in self.rows.values():
-                rate = self.rate(row)
-                if seed in row.seeds and rate is not None and self.found(Run(row, rate, seed)) is None:
-                    yield Run(row, rate, seed)
+    def ready(self, run: Run) -> bool:
+        """Attacks wait for the model that they are made on, all others for the two that they begin from."""
+        if run.row.module == ATTACKS:
+            return self.found(self._attacked(run)) is not None
+        needed = {RETAIN_LOG: (), FINETUNE: (RETAIN,)}.get(run.row.module, (RETAIN, FULL))
+        return all(self.found(self._first(name)) is not None for name in needed if name in self.rows)
 
-    def _default(self, row: Row) -> float:
-        return (self.rows[row.like] if row.like else row).rates[0]
+    def _first(self, name: str) -> Run:
+        """A row's run at the first of its rates."""
+        return Run(self.rows[name], self.rows[name].rates[0], SEED)
+
+    def _attacked(self, run: Run) -> Run:
+        return Run(self.rows[run.row.name.removesuffix(ATTACKED)], run.rate, run.seed)
 
     def score(self, figures: dict[str, Any]) -> float:
         """How far a run is from the retain model in forget probability, forget ROUGE and utility, summed."""
@@ -180,10 +177,14 @@ class TofuEvidence(Evidence):
         """The scores of the retain model."""
         return next(dict(run["scores"]) for run in self.runs if run["row"] == RETAIN)
 
-    def _folder(self, name: str, rate: float | None = None) -> Path:
-        """Where the model of a row lies, at its default rate where none is named."""
-        row = self.rows[name]
-        return self._work / Run(row, self._default(row) if rate is None else rate, SEED).folder
+    def _model(self, name: str) -> Path:
+        """Where the retain or the full model lies; it is made again where its weights are gone."""
+        run = self._first(name)
+        folder = self._work / run.folder
+        with self._making:
+            if not (folder / "model.safetensors").exists():
+                self._train_model(run, "--overwrite_output_dir")
+        return folder
 
     def _train(self, run: Run) -> dict[str, Any]:
         """What is missing of a run is made; then its figures. An interrupted PUM run goes on at its copy."""
@@ -205,10 +206,10 @@ class TofuEvidence(Evidence):
         """The command that trains and evaluates."""
         row, folder = run.row, self._work / run.folder
         words = ["pum.run_pum"] if row.module == PUM else ["pum.run_unlearn", row.module]
-        start = self.base if row.module in (FINETUNE, RETAIN_LOG) else str(self._folder(FULL))
+        start = self.base if row.module in (FINETUNE, RETAIN_LOG) else str(self._model(FULL))
         words += ["--model_name", start, "--output_dir", str(folder), "--learning_rate", f"{run.rate:g}"]
         if row.module != RETAIN_LOG:
-            words += ["--retain_log", str(self._folder(RETAIN) / "evals" / EVAL)]
+            words += ["--retain_log", str(self._model(RETAIN) / "evals" / EVAL)]
         if row.module == PUM:
             words += ["--kappa_base_model_path", self.base, "--secret_seed", str(run.seed)]
         print(f"{run.folder}: {row.steps} steps", flush=True)
@@ -216,15 +217,15 @@ class TofuEvidence(Evidence):
 
     def _attack(self, run: Run) -> dict[str, Any]:
         """Relearning and rounding, of a model that is trained again where its weights are gone, and drops them."""
-        trained = Run(self.rows[run.row.name.removesuffix(ATTACKED)], run.rate, run.seed)
+        trained = self._attacked(run)
         folder, weights = self._work / trained.folder, self._work / trained.folder / "model.safetensors"
         if not weights.exists():
             self._train_model(trained, "--overwrite_output_dir")
         print(f"{run.folder}: two attacks", flush=True)
-        retain, begin = self._folder(RETAIN), time.monotonic()
+        retain, begin = self._model(RETAIN), time.monotonic()
         words = [*self._shared, "--retain_model", str(retain)]
         self._command(["src.tofu.attacks", "relearn", str(folder), *words, *RELEARNING], folder)
-        words = [*self._shared, "--before", str(self._folder(FULL))]
+        words = [*self._shared, "--before", str(self._model(FULL))]
         self._command(["src.tofu.attacks", "quantize", str(folder), *words, *ROUNDING], folder)
         if trained.row.module in (PLAIN, PUM):
             weights.unlink()

@@ -106,13 +106,14 @@ def processes(gpus: int, shape: str, *, tiny: bool) -> Part:
 
 
 def evidence(table: str, share: float, *, tiny: bool) -> Part:
-    """Rows of an evidence table by SmolLM2-135M, as many as fit into a share of the time."""
+    """Rows of an evidence table by SmolLM2-135M, as many as fit into a share of the time; a run for each processor."""
     model, missing = smollm2_model()
     if not os.environ.get("DATA_DIR"):
         missing = "DATA_DIR names no real data"
     if tiny:
         missing = "too long for tiny shapes"
-    words = ("bash", "scripts/evidence.sh", table, "--model_name", model, "--workers", "1")
+    words = ("bash", "scripts/evidence.sh", table, "--model_name", model)
+    words = (*words, "--workers", str(os.cpu_count() or 1))
     work = ("--work_dir", f"result/gpu_day/work/{table}")
     return Part(f"evidence-{table}", (*words, *work), 120, missing, again=True, share=share)
 

@@ -124,7 +124,7 @@ def test_an_interrupted_run_is_resumed(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (folder / "transcript.jsonl").touch()
     with pytest.raises(UserError, match="enough"):
-        plan.go_on(hours=1, workers=1)
+        plan._train(Run(SWEPT, 0.1, TUNING_SEED))
     assert words[-2:] == ["--resume_from_checkpoint", "True"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,28 +35,47 @@ ROWS = [
 class Recorded(TofuEvidence):
     """Notes the runs; the plain one ends the closer to the retain model the higher its rate."""
 
-    def __init__(self, folder: Path, rows: list[Row], dies_at: int = -1) -> None:
+    def __init__(self, folder: Path, rows: list[Row], dies_at: int = -1, fails: str = "") -> None:
         super().__init__(rows, folder / "runs.json", folder / "work", ())
         self.made: list[tuple[str, float]] = []
-        self.dies_at = dies_at
+        self.dies_at, self.fails = dies_at, fails
 
     def _train(self, run: Run) -> dict[str, Any]:
         if len(self.made) == self.dies_at:
             raise KeyboardInterrupt
+        if run.row.name == self.fails:
+            raise UserError("no memory")
         self.made.append((run.row.name, run.rate))
         scores = dict(GOAL) if run.row.name == RETAIN else {**GOAL, "forget_Q_A_Prob": 1e-5 / run.rate}
         return {"scores": scores, "seconds": 1.0, "passes": run.row.passes}
 
 
-def test_every_row_comes_at_its_default_rate_before_any_other_rate(tmp_path):
+def test_the_sweep_comes_first_and_its_winner_is_the_rate_of_the_other_rows(tmp_path):
     plan = Recorded(tmp_path, ROWS)
     plan.go_on(hours=1, workers=1)
-    defaults = [(RETAIN, 1e-4), *((row.name, 2e-5) for row in ROWS[1:])]
-    winner = [(row.name, 3e-5) for row in ROWS[2:]]
-    assert plan.made == [*defaults, ("NPO, plain", 1e-5), ("NPO, plain", 3e-5), *winner]
+    sweep = [("NPO, plain", rate) for rate in (2e-5, 1e-5, 3e-5)]
+    assert plan.made == [(RETAIN, 1e-4), *sweep, *((row.name, 3e-5) for row in ROWS[2:])]
 
 
-@pytest.mark.parametrize("dies_at", range(8))
+def test_with_several_workers_nothing_begins_before_what_it_needs(tmp_path):
+    """Also where a run fails: what needs it is not begun, the others are."""
+    plan = Recorded(tmp_path, ROWS)
+    plan.go_on(hours=1, workers=4)
+    published = [(run["row"], run["rate"]) for run in plan.runs]
+    assert published[0] == (RETAIN, 1e-4)
+    assert published.index((ROWS[3].name, 3e-5)) > published.index((ROWS[1].name, 3e-5))
+    broken = Recorded(tmp_path / "broken", ROWS, fails=ROWS[0].name)
+    with pytest.raises(UserError, match="1 failed: no memory"):
+        broken.go_on(hours=1, workers=4)
+    assert broken.made == []
+    broken = Recorded(tmp_path / "late", ROWS, fails=ROWS[2].name)
+    with pytest.raises(UserError, match="1 failed: no memory"):
+        broken.go_on(hours=1, workers=4)
+    assert (ROWS[3].name, 3e-5) in broken.made
+    assert len(broken.runs) == 5
+
+
+@pytest.mark.parametrize("dies_at", range(6))
 def test_a_stopped_plan_goes_on_and_runs_nothing_twice(tmp_path, dies_at):
     whole = Recorded(tmp_path / "whole", ROWS)
     whole.go_on(hours=1, workers=1)
@@ -130,14 +150,18 @@ def test_an_attacked_model_is_dropped_and_made_again_where_it_is_needed(tmp_path
     rows = [row for row in evidence_tofu.rows() if row.name.startswith((RETAIN, FULL, "NPO, plain"))]
     plan = told(tmp_path, rows)
     weights = sorted(path.parent.name for path in (tmp_path / "work").glob("*/model.safetensors"))
-    # Of the plain ones that at the default rate and the winner were attacked.
-    assert [name.split("-")[0] for name in weights] == ["before", "npo", "retain"]
+    # Of the three plain ones the winner was attacked.
+    assert [name.split("-")[0] for name in weights] == ["before", "npo", "npo", "retain"]
     attack = next(row for row in rows if row.name == "NPO, plain" + ATTACKED)
     plan.commands.clear()
-    plan._train(Run(attack, attack.rates[0] if attack.rates else evidence_tofu.RATES["NPO"][0], 0))
+    plan._train(Run(attack, plan.rate(attack), 0))
     kinds = [words[1] for words in plan.commands]
     assert kinds == ["unlearn", "relearn", "quantize"]
     assert plan.commands[0][-1] == "--overwrite_output_dir"
+    shutil.rmtree(tmp_path / "work")  # the published figures are on another machine, say
+    plan.commands.clear()
+    plan._train(Run(attack, plan.rate(attack), 0))
+    assert [words[1] for words in plan.commands] == ["retain-log", "finetune", *kinds]
 
 
 def test_the_subset_is_the_one_that_is_stated(tmp_path):
