@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from paczo.bounds import epsilon_for_success, posterior_success
-from scripts.evidence import DP, PACZERO, ROOT, Evidence, Row
+from scripts.evidence import DP, PACZERO, ROOT, SEEDS, Evidence, Row
 from scripts.sst2_tables import COSTS
 from src.utils import Parser, UserError, run_cli
 
@@ -24,7 +24,7 @@ PUBLISHED = ROOT / "result" / "published"
 RECORD = PUBLISHED / f"{COSTS}.json"
 BUDGET = 60.0  # bare forward passes over the N = 1000 sentences
 NUM_TRAIN, NUM_DEV, EVALUATIONS = 1000, 500, 12
-LARGER = (4000, 16000)  # training sentences, at as many steps
+LARGER = {4000: SEEDS, 16000: SEEDS[:1]}  # training sentences, at as many steps, and draws
 MANY, BEST = 64, 256
 TOP_RATE = 0.8  # chosen at K = BEST; other K try what it says if the best rate grows with K, or with its root
 SAMPLE_RATE = 0.064
@@ -109,6 +109,7 @@ def paczero(
     n: int = NUM_TRAIN,
     dev: int = NUM_DEV,
     on_dev: int = 0,
+    seeds: tuple[int, ...] = SEEDS,
 ) -> Row:
     """A row of PACZero or of an ablation; as many steps at every N, and as the budget allows at N = 1000."""
     cost = costs()[f"exact {directions}"]
@@ -119,7 +120,7 @@ def paczero(
         data = (*data, "--train_on", "dev")
         n = on_dev
     options = (*options, *data, *schedule(steps, "pac", choose=dev > 0 and not on_dev))
-    return Row(name, options, steps, steps * cost * n / NUM_TRAIN, rates, like, PACZERO)
+    return Row(name, options, steps, steps * cost * n / NUM_TRAIN, rates, like, PACZERO, seeds)
 
 
 def recipe(name: str, rates: tuple[float, ...]) -> Row:

@@ -113,8 +113,7 @@ def evidence(table: str, share: float, *, tiny: bool) -> Part:
     if tiny:
         missing = "too long for tiny shapes"
     words = ("bash", "scripts/evidence.sh", table, "--model_name", model)
-    words = (*words, "--workers", str(os.cpu_count() or 1))
-    work = ("--work_dir", f"result/gpu_day/work/{table}")
+    work = ("--workers", str(os.cpu_count() or 1), "--work_dir", f"result/gpu_day/work/{table}")
     return Part(f"evidence-{table}", (*words, *work), 120, missing, again=True, share=share)
 
 
