@@ -165,10 +165,11 @@ class Evidence:
             try:
                 while True:
                     for run in self.missing():
-                        late = time.monotonic() + self._expected(run) > end
-                        if late or len(flying) == workers or len(failed) == MOST_FAILURES:
+                        if len(flying) == workers or len(failed) == MOST_FAILURES:
                             break
-                        if run not in flying.values() and run.folder not in failed and self.ready(run):
+                        begun = run in flying.values() or run.folder in failed
+                        in_time = time.monotonic() + self._expected(run) <= end
+                        if in_time and not begun and self.ready(run):
                             flying[pool.submit(self._train, run)] = run
                     if not flying:
                         break

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from src.engine.batching import Indices, MicroBatch, ScoredSequence, TokenTable, even_cuts
+from src.engine.batching import Indices, MicroBatch, ScoredSequence, TokenTable, even_cuts, launch_tokens
 from src.engine.head import restricted_head, scored_logits, token_log_probs
 from src.engine.layers import FrozenFront
 from src.engine.packing import can_pack
@@ -94,7 +94,8 @@ class Scorer:
 
     def micro_batches(self, token_budget: int, rows: Indices | None = None) -> list[MicroBatch]:
         """What goes through the model together: packed where the model allows it."""
-        return self.table.micro_batches(token_budget, rows, packed=self._packs)
+        least = launch_tokens(self.model, self.device)
+        return self.table.micro_batches(token_budget, rows, packed=self._packs, least=least)
 
     def _scores(self, plan: list[Any], rows: Indices | None) -> Tensor:
         raise NotImplementedError

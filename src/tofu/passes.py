@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
-from src.engine.batching import ScoredSequence, TokenTable
+from src.engine.batching import ScoredSequence, TokenTable, launch_tokens
 from src.engine.decoding import decoded, generate_tokens
 from src.engine.head import scored_logits
 from src.engine.packing import can_pack
@@ -63,8 +63,9 @@ def teacher_forced(
     device = next(model.parameters()).device
     model.eval()
     packs = can_pack(model, max(len(sequence.ids) for sequence in sequences))
+    budget, least = token_budget or TOKEN_BUDGET, launch_tokens(model, device)
     with torch.no_grad():
-        for batch in TokenTable(sequences, device).micro_batches(token_budget or TOKEN_BUDGET, packed=packs):
+        for batch in TokenTable(sequences, device).micro_batches(budget, packed=packs, least=least):
             columns = _token_columns(scored_logits(model, batch), batch.targets).cpu().double().numpy()
             if np.isnan(columns).any():
                 raise UserError("the model gives NaN, so it cannot be evaluated; see how it was trained")

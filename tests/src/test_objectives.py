@@ -11,7 +11,7 @@ import torch
 from builders import ARCHITECTURES, make_model
 
 from src.engine import scoring
-from src.engine.batching import BATCH_OVERHEAD_TOKENS, ScoredSequence, TokenTable, partition
+from src.engine.batching import BATCH_OVERHEAD_TOKENS, ScoredSequence, TokenTable, launch_tokens, partition
 from src.engine.encoding import Window
 from src.lora import add_lora
 from src.objectives import AnswerLikelihood, CandidateScoring
@@ -183,25 +183,42 @@ def test_micro_batches_are_sorted_within_budget_and_whole():
     assert padded < 1.1 * sum(len(s.ids) for s in sequences), "sorting by length leaves little padding"
 
 
-def brute_force_cost(lengths, budget):
+def cost_of(runs, least):
+    return sum(max(least, len(run) * run[-1]) + BATCH_OVERHEAD_TOKENS for run in runs)
+
+
+def brute_force_cost(lengths, budget, least):
     """Least cost over all ways to cut."""
     best = math.inf
     for cuts in itertools.product([False, True], repeat=len(lengths) - 1):
         ends = [i + 1 for i, cut in enumerate(cuts) if cut] + [len(lengths)]
         runs = [lengths[a:b] for a, b in itertools.pairwise([0, *ends])]
         if all(len(run) == 1 or len(run) * run[-1] <= budget for run in runs):
-            best = min(best, sum(len(run) * run[-1] + BATCH_OVERHEAD_TOKENS for run in runs))
+            best = min(best, cost_of(runs, least))
     return best
 
 
+@pytest.mark.parametrize("least", [0, 90])
 @pytest.mark.parametrize("seed", range(20))
-def test_the_partition_is_the_cheapest(seed):
+def test_the_partition_is_the_cheapest(seed, least):
     rng = np.random.default_rng(seed)
     lengths = np.sort(rng.integers(1, 60, size=9))
     budget = int(rng.integers(20, 200))
-    cuts = partition(lengths, budget)
-    cost = sum((b - a) * lengths[b - 1] + BATCH_OVERHEAD_TOKENS for a, b in itertools.pairwise(cuts))
-    assert cost == brute_force_cost(lengths.tolist(), budget)
+    cuts = partition(lengths, budget, least)
+    cost = cost_of([lengths[a:b] for a, b in itertools.pairwise(cuts)], least)
+    assert cost == brute_force_cost(lengths.tolist(), budget, least)
+
+
+def test_a_gpu_takes_few_micro_batches_of_a_small_model_and_more_of_a_large_one():
+    """A launch costs a small model more tokens; a CPU pays nothing for one."""
+    small, large = make_model("opt"), make_model("opt")
+    large.config.hidden_size, large.config.ffn_dim = 2048, 8192
+    cuda = torch.device("cuda")
+    assert launch_tokens(small, torch.device("cpu")) == 0
+    assert 1500 < launch_tokens(large, cuda) < 3000 < launch_tokens(small, cuda)
+    lengths = np.sort(np.random.default_rng(0).integers(5, 60, size=256))
+    counts = [len(partition(lengths, 32768, least)) - 1 for least in (0, launch_tokens(large, cuda), 10**6)]
+    assert counts[0] > 2 * counts[1] > 2 * counts[2] == 2
 
 
 def test_the_learning_task_starts_near_chance():
