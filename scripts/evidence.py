@@ -223,7 +223,10 @@ class Evidence:
                 raise UserError(f"a run failed: {last} (see {log})")
 
     def _publish(self, figures: dict[str, Any]) -> None:
+        """In the plan's order, whatever ended first."""
         self.runs.append(figures)
+        order = {name: number for number, name in enumerate(self.rows)}
+        self.runs.sort(key=lambda run: order.get(run["row"], len(order)))
         self._published.parent.mkdir(parents=True, exist_ok=True)
         # Beside the file and moved, so that a kill leaves the one or the other.
         partial = self._published.with_suffix(".partial")

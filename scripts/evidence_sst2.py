@@ -66,8 +66,8 @@ def rows() -> list[Row]:
     full = ("--no_privacy", "--ablation", "quant_full")
     matched = epsilon_for_success(posterior_success(0.11))
     plan = [
-        paczero(f"PAC-ZPL abstain, {best}", BEST, (0.4, 0.8), abstain),
-        paczero(f"quant_full, {best}", BEST, (0.4, 0.8), full),
+        paczero(f"PAC-ZPL abstain, {best}", BEST, (0.4, 0.8, 1.6), abstain),
+        paczero(f"quant_full, {best}", BEST, (0.4, 0.8, 1.6), full),
         recipe("recipe: PAC-ZPL, K = 1, central, float32", (0.003, 0.01)),
         paczero(f"dev set alone, {NUM_DEV} rows", BEST, (), full, like=f"quant_full, {best}", on_dev=NUM_DEV),
         *(
@@ -75,9 +75,12 @@ def rows() -> list[Row]:
             for count in (100, 32)
         ),
         *(paczero(f"PAC-ZPL abstain, K = {k}", k, rates_to_try(k), abstain) for k in (MANY, 1024, 16, 1)),
-        paczero(f"PAC-ZPL abstain, {best}, N = 4000", BEST, (), abstain, like=f"PAC-ZPL abstain, {best}", n=4000),
-        paczero(f"quant_full, {best}, N = 4000", BEST, (), full, like=f"quant_full, {best}", n=4000),
-        paczero(f"PAC-ZPL, {best}", BEST, (), zero, like=f"PAC-ZPL abstain, {best}"),
+        *(
+            paczero(f"{name}, {best}, N = {n}", BEST, (), mechanism, like=f"{name}, {best}", n=n, seeds=seeds)
+            for n, seeds in LARGER.items()
+            for name, mechanism in (("PAC-ZPL abstain", abstain), ("quant_full", full))
+        ),
+        paczero(f"PAC-ZPL, {best}", BEST, (0.1, 0.4), zero),
         paczero(f"non-private, {best}", BEST, (0.03, 0.1, 0.3), ("--no_privacy",)),
     ]
     plan += [

@@ -37,9 +37,11 @@ def tables(folder: Path = PUBLISHED) -> dict[str, str]:
     """Text of each table that has been measured, by name."""
     content = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))}
     makers: dict[str, Callable[[dict[str, Figures]], str]] = {
-        "speed": speed,
+        "speed": lambda found: speed(_of_gpus(found, False)),
+        "speed_gpu": lambda found: speed(_of_gpus(found, True)),
         "generation": generation,
-        "directions": directions,
+        "directions": lambda found: directions(_of_gpus(found, False)),
+        "directions_gpu": lambda found: directions(_of_gpus(found, True)),
         "precision": precision,
         "in_context": in_context,
         "learning": learning,
@@ -55,6 +57,11 @@ def tables(folder: Path = PUBLISHED) -> dict[str, str]:
     }
     texts = {name: make(content) for name, make in makers.items()}
     return {name: text for name, text in texts.items() if text.count("\n| ") > 1}
+
+
+def _of_gpus(content: dict[str, Figures], wanted: bool) -> dict[str, Figures]:
+    """The records that were made on a GPU, or the others."""
+    return {name: figures for name, figures in content.items() if name.endswith("-cuda") == wanted}
 
 
 def drawings(folder: Path = PUBLISHED) -> dict[str, str]:
