@@ -90,7 +90,7 @@ pac_options() {
     case "$METHOD" in
         pac-mi)
             need "METHOD=$METHOD" MI
-            options+=(--pac_mi "$MI" --pac_charge "${PAC_CHARGE:-real}")
+            options+=(--pac_mi "$MI")
             ;;
         pac-zpl)
             options+=(--pac_zpl)
@@ -98,6 +98,7 @@ pac_options() {
             ;;
         non-private) options+=(--no_privacy --ablation "${ABLATION:-none}") ;;
     esac
+    if [ -n "${PAC_CHARGE:-}" ]; then options+=(--pac_charge "$PAC_CHARGE"); fi
     options+=(--pac_m "$PAC_M" --pac_k "$PAC_K" --pac_clip "$CLIP")
     if has_dev; then options+=(--pac_load_best_dev); fi
     if [ -n "${SECRET_SEED:-}" ]; then options+=(--pac_secret_seed "$SECRET_SEED"); fi

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Rows of runs that take hours; each start goes on where the last one stopped:
 #   DATA_DIR=... bash scripts/evidence.sh sst2 --hours 12    SmolLM2-135M on SST-2, method by method
-#   DATA_DIR=... bash scripts/evidence.sh tofu --hours 8     SmolLM2-135M unlearns TOFU's authors, plain and with PUM
+#   DATA_DIR=... bash scripts/evidence.sh tofu --hours 8 --output_dir result/mine    SmolLM2-135M unlearns TOFU's
+#                                                            authors, plain and with PUM, from models of its own
 #   bash scripts/evidence.sh kappa                           what PUM's noise costs each method; minutes, tiny models
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
 case "${1:-}" in

@@ -78,7 +78,7 @@ class KappaEvidence(TofuEvidence):
     trained = ROWS
 
     def __init__(self, tiny: Path, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         self.tiny, self.base = tiny, str(tiny / "base")
 
     def score(self, figures: dict[str, Any]) -> float:

@@ -1,12 +1,12 @@
 """TOFU with SmolLM2-135M: eleven methods, plain and on perturbed copies, with what comes back under attack.
 
-`DATA_DIR=... bash scripts/evidence.sh tofu --hours 2`. The subset is 40 forget rows (forget01), the first 360
-retain rows, and 40 rows of other authors that no model was trained on; `write_subset` says what is evaluated. All
-parameters are trained, the weights float32 and the passes bfloat16 (autocast): a step is often smaller than the
-last bit of a bfloat16 weight. Evaluations are made alike; attacks are float32 throughout.
+`DATA_DIR=... bash scripts/evidence.sh tofu --output_dir result/mine`. The subset is 40 forget rows (forget01), the
+first 360 retain rows, and 40 rows of other authors that no model was trained on; `write_subset` says what is
+evaluated. All parameters are trained, the weights float32 and the passes bfloat16 (autocast): a step is often
+smaller than the last bit of a bfloat16 weight. Evaluations are made alike; attacks are float32 throughout.
 
-All plain runs come first, at each of their rates; each method's winner is the rate of its other rows. What a run
-begins from is made again where its files are gone, so that the published figures are enough to go on.
+All plain runs come first, at each of their rates; each method's winner is the rate of its other rows. A plan goes
+on only where the retain and the full model are: what begins from others cannot be laid beside what is published.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import RLock
 from typing import Any
 
 import torch
@@ -151,9 +150,18 @@ class TofuEvidence(Evidence):
     base = BASE
     trained: tuple[str, ...] = MODELS
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._making = RLock()
+    def go_on(self, hours: float, workers: int) -> None:
+        """As of any plan.
+
+        Raises:
+            UserError: runs failed, or the models that the published ones began from are not there.
+        """
+        for name in {RETAIN, FULL} & set(self.rows):
+            model = self._model(name)
+            if self.found(self._first(name)) is not None and not (model / "model.safetensors").exists():
+                begun = f"{self._published} has runs that began from a model which is not in {model}"
+                raise UserError(f"{begun}; name another --output_dir")
+        super().go_on(hours, workers)
 
     def ready(self, run: Run) -> bool:
         """Attacks wait for the model that they are made on, all others for the two that they begin from."""
@@ -178,13 +186,8 @@ class TofuEvidence(Evidence):
         return next(dict(run["scores"]) for run in self.runs if run["row"] == RETAIN)
 
     def _model(self, name: str) -> Path:
-        """Where the retain or the full model lies; it is made again where its weights are gone."""
-        run = self._first(name)
-        folder = self._work / run.folder
-        with self._making:
-            if not (folder / "model.safetensors").exists():
-                self._train_model(run, "--overwrite_output_dir")
-        return folder
+        """Where the retain or the full model lies."""
+        return self._work / self._first(name).folder
 
     def _train(self, run: Run) -> dict[str, Any]:
         """What is missing of a run is made; then its figures. An interrupted PUM run goes on at its copy."""

@@ -25,11 +25,12 @@ from scripts.gpu_page import write_page
 from scripts.gpu_parts import ROOT, Part, parts
 
 PROBE = """
-import json, torch, transformers
+import importlib.metadata, json, torch
 gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
 memory = [torch.cuda.get_device_properties(i).total_memory for i in gpus]
 print(json.dumps({"gpus": [torch.cuda.get_device_name(i) for i in gpus], "memory": memory,
-    "torch": torch.__version__, "cuda": torch.version.cuda, "transformers": transformers.__version__}))
+    "torch": torch.__version__, "cuda": torch.version.cuda,
+    "transformers": importlib.metadata.version("transformers")}))
 """
 RESERVE = 12.0  # seconds at the end, to end a part and write the page
 
@@ -65,7 +66,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="gpu_day.sh", description="Measure what wants a GPU.")
     parser.add_argument("--minutes", type=float, default=60.0, help="of the whole; default 60")
     parser.add_argument("--output_dir", default="result/gpu_day", help="for JSON, logs and the page")
-    parser.add_argument("--only", default="*", metavar="PATTERN", help="of the parts' names; quote it")
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="of the parts' names; quoted")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes; without CUDA always")
     parser.add_argument("--list", action="store_true", help="say what would be run and run nothing")
     given = parser.parse_args()
@@ -82,9 +83,10 @@ def main() -> int:
     environment = {**os.environ, "DATA_DIR": data, "PYTHON": sys.executable, "HF_HUB_OFFLINE": "1"}
     if "MODEL_DIR" in environment:
         environment["MODEL"] = environment["MODEL_DIR"]
-    chosen = [part for part in parts(len(machine["gpus"]), tiny=tiny) if fnmatch(part.name, given.only)]
+    found = parts(len(machine["gpus"]), tiny=tiny)
+    chosen = [part for part in found if any(fnmatch(part.name, pattern) for pattern in given.only)]
     if not chosen:
-        return _fail(f"no part matches '{given.only}'; --list names them")
+        return _fail(f"no part matches '{' '.join(given.only)}'; --list names them")
     folder = Path(given.output_dir).absolute()
     day = Day(folder, begin + 60 * given.minutes, {**machine, "tiny": tiny}, environment)
     if given.list:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -92,6 +93,8 @@ def test_a_private_row_goes_through_its_trainer():
 
 def test_a_control_that_is_not_caught_is_an_error(monkeypatch, tmp_path):
     row = universe.Row("control", 0.0, is_control=True)
+    monkeypatch.setattr(universe, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(universe, "play", lambda row, seed: random_run(np.random.default_rng(seed), 400))
     with pytest.raises(UserError, match="not caught: control"):
         universe.audit(["--runs", "2", "--workers", "1", "--out", str(tmp_path)], [row])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -53,6 +54,13 @@ def launched(words: Sequence[str], environment: dict[str, str]) -> subprocess.Co
     return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
 
 
+def run_here(words: Sequence[str]) -> None:
+    """A command's module in this process, as the only one."""
+    module, *argv = words
+    torch.set_num_threads(1)
+    importlib.import_module(module).main(argv)
+
+
 def test_one_process_is_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     workers = join()
@@ -77,10 +85,10 @@ def test_eight_copies_on_two_processes(environment: dict[str, str], tmp_path: Pa
     servers = "--copies_m 8 --sigma 0.01 --secret_seed 1 --center_clip_C_per_layer [1.0,1.2] --rounds_R 2"
     two = p.parties(tmp_path, servers=servers, clients=f"{p.CLIENTS} --num_train_epochs 1", rounds=2)
     words = ["pum.run_pum", "--model_name", two.model, *two.servers, *two.clients, *COMMON.split()]
-    for start, name in (([sys.executable, "-m"], "one"), (LAUNCH, "two")):
-        done = launched([*start, *words, "--output_dir", str(tmp_path / name)], environment)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("wrote ") == 1
+    run_here([*words, "--output_dir", str(tmp_path / "one")])
+    done = launched([*LAUNCH, *words, "--output_dir", str(tmp_path / "two")], environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("wrote ") == 1
     one, both = (p.digests(tmp_path / name) for name in ("one", "two"))
     assert one.keys() == both.keys()
     for name in ("model.safetensors", "privacy.json", "fingerprint.json"):
@@ -98,7 +106,7 @@ def test_a_wrong_argument_is_one_line(environment: dict[str, str], tmp_path: Pat
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("method", ["GradDiff", "RMU", "PDU"])
+@pytest.mark.parametrize("method", ["RMU", "PDU"])
 def test_a_plain_run_shares_its_batches(method: str, environment: dict[str, str], tmp_path: Path) -> None:
     """Up to the rounding of a mean. RMU has no gradient above its layer; PDU moves by the retain loss of all."""
     two = p.parties(tmp_path, clients="--learning_rate 1e-2 --per_device_train_batch_size 1 --num_train_epochs 3")
@@ -106,10 +114,10 @@ def test_a_plain_run_shares_its_batches(method: str, environment: dict[str, str]
     common = COMMON if torch.cuda.is_available() else COMMON.replace("--use_cpu True ", "")
     words = ["pum.run_unlearn", "unlearn", "--model_name", two.model, *two.clients, *common.split()]
     words += ["--method", method, "--gradient_accumulation_steps", "2"]
-    for start, name in (([sys.executable, "-m"], "one"), (LAUNCH, "two")):
-        done = launched([*start, *words, "--output_dir", str(tmp_path / name)], environment)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("wrote ") == 1
+    run_here([*words, "--output_dir", str(tmp_path / "one")])
+    done = launched([*LAUNCH, *words, "--output_dir", str(tmp_path / "two")], environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("wrote ") == 1
     before, one, both = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "one", "two"))
     moved = max(float((one[name] - before[name]).abs().max()) for name in one)
     apart = max(float((one[name] - both[name]).abs().max()) for name in one)

@@ -158,10 +158,15 @@ def test_an_attacked_model_is_dropped_and_made_again_where_it_is_needed(tmp_path
     kinds = [words[1] for words in plan.commands]
     assert kinds == ["unlearn", "relearn", "quantize"]
     assert plan.commands[0][-1] == "--overwrite_output_dir"
-    shutil.rmtree(tmp_path / "work")  # the published figures are on another machine, say
-    plan.commands.clear()
-    plan._train(Run(attack, plan.rate(attack), 0))
-    assert [words[1] for words in plan.commands] == ["retain-log", "finetune", *kinds]
+
+
+def test_a_plan_does_not_go_on_without_the_models_that_its_runs_began_from(tmp_path):
+    rows = [row for row in evidence_tofu.rows() if row.name in (RETAIN, FULL)]
+    told(tmp_path, rows)
+    assert told(tmp_path, rows).commands == []
+    shutil.rmtree(tmp_path / "work")
+    with pytest.raises(UserError, match="name another --output_dir"):
+        told(tmp_path, rows)
 
 
 def test_the_subset_is_the_one_that_is_stated(tmp_path):

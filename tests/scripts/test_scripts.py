@@ -218,6 +218,8 @@ def test_the_seed_of_the_draw_is_not_that_of_the_run():
 def test_charge_derivative_and_layers_can_be_chosen():
     flags = options_of(dry_run(CELL, PAC_CHARGE="bit", DERIVATIVE="exact", LORA_LAYERS="last:2").stdout)
     assert (flags["pac_charge"], flags["zo_derivative"], flags["lora_layers"]) == ("bit", "exact", "last:2")
+    # Not dropped where it means nothing, so that the command refuses it.
+    assert options_of(dry_run(CELL, METHOD="pac-zpl", PAC_CHARGE="bit").stdout)["pac_charge"] == "bit"
 
 
 def test_a_check_may_bound_its_passes_and_any_task_shrinks():

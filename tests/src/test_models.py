@@ -69,6 +69,7 @@ def test_a_missing_model_is_one_line(name, monkeypatch):
 
 def test_an_unreachable_hub_is_one_line(tmp_path):
     code = (
+        "import time; time.sleep = lambda seconds: None\n"  # between tries
         "from src.models import load_model; from src.utils import run_cli; run_cli(lambda: load_model('org/name'))"
     )
     environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
