@@ -213,7 +213,7 @@ class PACTrainer(PrivateRun):
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """As the base's, from a folder without the private files."""
         if self.hub_model_id is None:
-            self.init_hf_repo(token=kwargs.get("token"), private=kwargs.get("private"))
+            self.init_hf_repo(**{name: kwargs[name] for name in ("token", "private") if name in kwargs})
         kwargs.setdefault("model_name", self.run_dir.name)
         with public_folder(self.args, self.run_dir):
             return super().push_to_hub(*args, **kwargs)
