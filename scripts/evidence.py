@@ -165,7 +165,7 @@ class Evidence:
             try:
                 while True:
                     for run in self.missing():
-                        if len(flying) == workers or len(failed) == MOST_FAILURES:
+                        if len(flying) == workers or len(failed) >= MOST_FAILURES:
                             break
                         begun = run in flying.values() or run.folder in failed
                         in_time = time.monotonic() + self._expected(run) <= end

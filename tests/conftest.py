@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from builders import make_tokenizer, save_text_model
 from transformers import PreTrainedTokenizerFast
 
@@ -38,6 +41,15 @@ def data_dir() -> Path:
     if not value:
         pytest.skip("DATA_DIR is not set")
     return Path(value)
+
+
+@pytest.fixture
+def run_here() -> Iterator[Callable[[Sequence[str]], None]]:
+    """Runs a command, its module and its arguments, in this process and on one thread, as `environment` would."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield lambda words: importlib.import_module(words[0]).main(words[1:])
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import parties as p
@@ -22,6 +21,7 @@ from src.utils import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = [sys.executable, "-m", "scripts.launch", "2"]
+RunHere = Callable[[Sequence[str]], None]
 COMMON = "--use_cpu True --disable_tqdm True --evaluate False"
 MESSAGES = """
 import os, sys
@@ -54,13 +54,6 @@ def launched(words: Sequence[str], environment: dict[str, str]) -> subprocess.Co
     return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
 
 
-def run_here(words: Sequence[str]) -> None:
-    """A command's module in this process, as the only one."""
-    module, *argv = words
-    torch.set_num_threads(1)
-    importlib.import_module(module).main(argv)
-
-
 def test_one_process_is_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     workers = join()
@@ -80,12 +73,15 @@ def test_messages_and_who_speaks(environment: dict[str, str], tmp_path: Path) ->
     assert "was not seen" not in done.stderr
 
 
-def test_eight_copies_on_two_processes(environment: dict[str, str], tmp_path: Path) -> None:
+def test_eight_copies_on_two_processes(
+    environment: dict[str, str], tmp_path: Path, run_here: RunHere, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Two rounds with a reference that moves: the same bits as one process, and one folder, clean."""
     servers = "--copies_m 8 --sigma 0.01 --secret_seed 1 --center_clip_C_per_layer [1.0,1.2] --rounds_R 2"
     two = p.parties(tmp_path, servers=servers, clients=f"{p.CLIENTS} --num_train_epochs 1", rounds=2)
     words = ["pum.run_pum", "--model_name", two.model, *two.servers, *two.clients, *COMMON.split()]
     run_here([*words, "--output_dir", str(tmp_path / "one")])
+    assert capsys.readouterr().out.count("wrote ") == 1
     done = launched([*LAUNCH, *words, "--output_dir", str(tmp_path / "two")], environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("wrote ") == 1
@@ -106,8 +102,14 @@ def test_a_wrong_argument_is_one_line(environment: dict[str, str], tmp_path: Pat
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("method", ["RMU", "PDU"])
-def test_a_plain_run_shares_its_batches(method: str, environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["GradDiff", "RMU", "PDU"])
+def test_a_plain_run_shares_its_batches(
+    method: str,
+    environment: dict[str, str],
+    tmp_path: Path,
+    run_here: RunHere,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Up to the rounding of a mean. RMU has no gradient above its layer; PDU moves by the retain loss of all."""
     two = p.parties(tmp_path, clients="--learning_rate 1e-2 --per_device_train_batch_size 1 --num_train_epochs 3")
     # That it is the CPU need not be said where there is nothing else.
@@ -115,6 +117,7 @@ def test_a_plain_run_shares_its_batches(method: str, environment: dict[str, str]
     words = ["pum.run_unlearn", "unlearn", "--model_name", two.model, *two.clients, *common.split()]
     words += ["--method", method, "--gradient_accumulation_steps", "2"]
     run_here([*words, "--output_dir", str(tmp_path / "one")])
+    assert capsys.readouterr().out.count("wrote ") == 1
     done = launched([*LAUNCH, *words, "--output_dir", str(tmp_path / "two")], environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("wrote ") == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pum.unlearn.arguments import UnlearnArguments
 from pum.unlearn.finetune import FinetuneArguments
 from pum.unlearn.running import RunArguments
 from scripts import evidence_kappa, evidence_tofu
-from scripts.evidence import Row, Run
+from scripts.evidence import MOST_FAILURES, Row, Run
 from scripts.evidence_tofu import ATTACKS, PLAIN, PUM, TofuEvidence
 from scripts.tofu_tables import ATTACKED, FULL, RETAIN, degradation, shown, tofu_evidence
 from src.tofu.attacks import AttackArguments
@@ -51,6 +52,18 @@ class Recorded(TofuEvidence):
             (self._model(RETAIN) / "model.safetensors").touch()
         scores = dict(GOAL) if run.row.name == RETAIN else {**GOAL, "forget_Q_A_Prob": 1e-5 / run.rate}
         return {"scores": scores, "seconds": 1.0, "passes": run.row.passes}
+
+
+class Failing(TofuEvidence):
+    """The runs end together, four at a time, and all fail."""
+
+    begun = 0
+    together = threading.Barrier(4)
+
+    def _train(self, run: Run) -> dict[str, Any]:
+        self.begun += 1
+        self.together.wait(timeout=5)
+        raise UserError("no memory")
 
 
 def test_the_sweep_comes_first_and_its_winner_is_the_rate_of_the_other_rows(tmp_path):
@@ -88,6 +101,15 @@ def test_a_stopped_plan_goes_on_and_runs_nothing_twice(tmp_path, dies_at):
     again = Recorded(tmp_path / "stopped", ROWS)
     again.go_on(hours=1, workers=1)
     assert stopped.made + again.made == whole.made
+
+
+def test_a_plan_whose_runs_all_fail_soon_ends(tmp_path):
+    """Also where several fail at once, so that the number of failures jumps past the last that is let pass."""
+    rows = [Row(f"{n}, plain", (), 1, 1.0, (1e-5,), module=PLAIN, seeds=(0,)) for n in range(4 * MOST_FAILURES)]
+    failing = Failing(rows, tmp_path / "runs.json", tmp_path / "work", ())
+    with pytest.raises(UserError, match="failed: no memory"):
+        failing.go_on(hours=1, workers=4)
+    assert failing.begun < MOST_FAILURES + 4
 
 
 def test_all_methods_are_planned_with_both_noises_and_attacks():

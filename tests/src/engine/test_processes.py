@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import subprocess
 import sys
@@ -78,20 +77,6 @@ def environment(**variables):
     }
 
 
-@pytest.fixture
-def run_here(monkeypatch):
-    """Runs a command's module in this process, as the only one."""
-
-    def run(words):
-        module, *argv = words
-        for name, value in environment().items():
-            monkeypatch.setenv(name, value)
-        torch.set_num_threads(1)
-        importlib.import_module(module).main(argv)
-
-    return run
-
-
 def test_one_process_just_calls():
     assert place() == (0, 1)
     assert is_first()
@@ -135,10 +120,11 @@ DP = ("--dp_k", "3", "--dp_sample_rate", "0.2", "--dp_secret_seed", "3")
     [("paczo.run_paczo", (*PRIVATE, "--pac_secret_seed", "3")), ("baselines.run_dp_zo", DP)],
     ids=["pac-mi", "dp-aggzo"],
 )
-def test_two_processes_write_what_one_writes(module, options, model, tmp_path, run_here):
+def test_two_processes_write_what_one_writes(module, options, model, tmp_path, run_here, sample_data_here, capsys):
     """The losses of a share differ from those of the whole by rounding at most, which no sign here is close to."""
     one, two = tmp_path / "one", tmp_path / "two"
     run_here(words(model, one, *options, module=module))
+    assert capsys.readouterr().out.count("wrote ") == 1
     command = [*LAUNCH, *words(model, two, *options, module=module)]
     result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -162,7 +148,7 @@ def test_two_processes_write_what_one_writes(module, options, model, tmp_path, r
     ],
     ids=["pac-zpl", "dp-aggzo"],
 )
-def test_two_killed_processes_go_on(module, options, model, tmp_path, run_here):
+def test_two_killed_processes_go_on(module, options, model, tmp_path, run_here, sample_data_here):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     steps = 40
     command = words(model, whole, *options, module=module, steps=steps)
