@@ -155,23 +155,23 @@ class PACTrainer(PrivateRun):
         """Clip, take the subsets' signs and release one coefficient a direction; None once the budget is spent."""
         if self.closed:
             return None
-        releases, clip_shares, lines = [], [], []
-        for row in derivatives:
-            clipped = clip_derivatives(row, self.args.pac_clip)
-            clip_shares.append(float(np.mean(np.abs(row) > self.args.pac_clip)))
-            signs = subset_signs(clipped, self.membership)
+        clipped = clip_derivatives(derivatives, self.args.pac_clip)
+        signs = subset_signs(clipped, self.membership)
+        releases, lines = [], []
+        for values, opinions in zip(clipped, signs, strict=True):
             try:
-                release = self._release_one(clipped, signs)
+                release = self._release_one(values, opinions)
             except BudgetExhausted:
                 return None
             releases.append(release)
-            lines.append({**diagnostics(release), "signs": pack_signs(signs), "agreement": _agreement(signs)})
+            facts = {"signs": pack_signs(opinions), "agreement": _agreement(opinions)}
+            lines.append({**diagnostics(release), **facts})
         self.releases.update(release.kind for release in releases)
         self._note_progress()
         coefficients = tuple(release.bit for release in releases)
         facts = {
             "loss": self.step_loss,
-            "clip_share": clip_shares,
+            "clip_share": np.mean(np.abs(derivatives) > self.args.pac_clip, axis=1).tolist(),
             "spent_nats": self.mechanism.spent_nats,
             "releases": lines,
         }

@@ -35,6 +35,8 @@ _SMALLEST_MASS = 1e-300
 _SMALL_SNR = 1e-7
 _TAIL_STDS = 9.5
 _LINEAR_SHARE = 0.02
+# Directions whose subset means are taken by one product.
+_MEANS_AT_ONCE = 32
 
 
 def binary_channel_mi(q_plus: float, sigma: float) -> float:
@@ -254,34 +256,44 @@ def clip_derivatives(derivatives: ArrayLike, clip: float | None) -> NDArray[np.f
 
 
 def subset_means(derivatives: ArrayLike, membership: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Mean derivative of each subset, float64 (M,); 0 for an empty subset.
+    """Mean derivative of each subset, float64 (M,), or (K, M) of K directions; 0 for an empty subset.
 
-    derivatives (N,) finite, already clipped; membership bool (N, M). The sums are exact: integers inside
-    float64, a high and a low part that reach 84 bits below the largest derivative for N = 1,000 (what is
-    smaller is rounded once). So the result, and with it each released sign, does not depend on the order of
+    derivatives (N,) or (K, N), finite, already clipped; membership bool (N, M). The sums are exact: integers inside
+    float64, a high and a low part that reach 84 bits below a direction's largest derivative for N = 1,000 (what
+    is smaller is rounded once). So the result, and with it each released sign, does not depend on the order of
     summation: BLAS, its threads, the machine.
     Raises ValueError for NaN, inf or shapes that do not fit.
     """
-    values = _finite(derivatives).astype(np.float64)
+    values = _finite(derivatives)
     member = np.asarray(membership)
-    if member.dtype != np.bool_ or member.ndim != 2 or values.shape != member.shape[:1] or not values.size:
+    fits = values.ndim in (1, 2) and values.shape[-1:] == member.shape[:1] and values.size
+    if member.dtype != np.bool_ or member.ndim != 2 or not fits:
         raise ValueError(
-            f"need derivatives (N,) and boolean membership (N, M) with N >= 1, got {values.shape} and "
+            f"need derivatives (N,) or (K, N) and boolean membership (N, M) with N >= 1, got {values.shape} and "
             f"{member.dtype} {member.shape}"
         )
-    bits = 52 - len(values).bit_length()
-    exponent = int(np.frexp(np.max(np.abs(values)))[1])
+    counted = member.astype(np.float64)
+    rows = values.reshape(-1, len(member))
+    blocks = [rows[first : first + _MEANS_AT_ONCE] for first in range(0, len(rows), _MEANS_AT_ONCE)]
+    sums = np.concatenate([_exact_sums(block.astype(np.float64), counted) for block in blocks])
+    means: NDArray[np.float64] = sums / np.maximum(member.sum(axis=0), 1)
+    return means.reshape(*values.shape[:-1], -1)
+
+
+def _exact_sums(values: NDArray[np.float64], member: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of the members of each subset, (K, M)."""
+    bits = 52 - len(member).bit_length()
+    exponent = np.frexp(np.max(np.abs(values), axis=1, keepdims=True))[1]
     scaled = np.ldexp(values, bits - exponent)
     high = np.rint(scaled)
     low = np.rint(np.ldexp(scaled - high, bits))
-    high_sum, low_sum = np.stack([high, low]) @ member.astype(np.float64)
-    sums = np.ldexp(high_sum + np.ldexp(low_sum, -bits), exponent - bits)
-    means: NDArray[np.float64] = sums / np.maximum(member.sum(axis=0), 1)
-    return means
+    high_sum, low_sum = (np.concatenate([high, low]) @ member).reshape(2, len(values), -1)
+    sums: NDArray[np.float64] = np.ldexp(high_sum + np.ldexp(low_sum, -bits), exponent - bits)
+    return sums
 
 
 def subset_signs(derivatives: ArrayLike, membership: NDArray[np.bool_]) -> NDArray[np.int8]:
-    """Sign of each subset's mean, int8 (M,): +1 from a mean of 0 up (so +1 for an empty subset), else -1."""
+    """Signs of `subset_means`, int8 of its shape: +1 from a mean of 0 up (so +1 for an empty subset), else -1."""
     return np.where(subset_means(derivatives, membership) >= 0.0, 1, -1).astype(np.int8)
 
 

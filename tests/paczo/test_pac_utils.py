@@ -316,6 +316,13 @@ class TestSubsetMeans:
             reordered = subset_means(values[order], member[order])
             np.testing.assert_array_equal(subset_means(values, member), reordered)
 
+    def test_many_directions_are_each_as_alone(self):
+        rng = np.random.default_rng(7)
+        values = rng.standard_normal((70, 50)) * 10.0 ** rng.uniform(-30, 30, (70, 1))
+        member = draw_membership(50, 8, rng)
+        alone = [subset_means(row, member) for row in values]
+        np.testing.assert_array_equal(subset_means(values, member), alone)
+
     def test_ties_empty_subsets_and_extremes(self):
         values = np.array([1e20, 1.0, -1e20, -1.0])
         member = np.array([[1, 0, 1, 0], [0, 0, 1, 1], [1, 0, 1, 0], [0, 0, 0, 1]], bool)
