@@ -26,7 +26,7 @@ BUDGET = 60.0  # bare forward passes over the N = 1000 sentences
 NUM_TRAIN, NUM_DEV, EVALUATIONS = 1000, 500, 12
 LARGER = {4000: SEEDS, 16000: SEEDS[:1]}  # training sentences, at as many steps, and draws
 MANY, BEST = 64, 256
-TOP_RATE = 0.8  # chosen at K = BEST; other K try what it says if the best rate grows with K, or with its root
+TOP_RATE = 0.8  # at K = BEST; other K try what it says if the best rate grows with K, with its root, and twice that
 SAMPLE_RATE = 0.064
 EXACT = ("--dtype", "bfloat16", "--zo_derivative", "exact")
 SHARED = (
@@ -68,7 +68,7 @@ def rows() -> list[Row]:
     plan = [
         paczero(f"PAC-ZPL abstain, {best}", BEST, (0.4, 0.8, 1.6), abstain),
         paczero(f"quant_full, {best}", BEST, (0.4, 0.8, 1.6), full),
-        recipe("recipe: PAC-ZPL, K = 1, central, float32", (0.003, 0.01)),
+        recipe("recipe: PAC-ZPL, K = 1, central, float32", (0.003, 0.01, 0.03, 0.1)),
         paczero(f"dev set alone, {NUM_DEV} rows", BEST, (), full, like=f"quant_full, {best}", on_dev=NUM_DEV),
         *(
             paczero(f"dev set alone, {count} rows", BEST, (), full, like=f"quant_full, {best}", on_dev=count)
@@ -80,26 +80,27 @@ def rows() -> list[Row]:
             for n, seeds in LARGER.items()
             for name, mechanism in (("PAC-ZPL abstain", abstain), ("quant_full", full))
         ),
-        paczero(f"PAC-ZPL, {best}", BEST, (0.1, 0.4), zero),
-        paczero(f"non-private, {best}", BEST, (0.03, 0.1, 0.3), ("--no_privacy",)),
+        paczero(f"PAC-ZPL, {best}", BEST, (0.2, 0.4, 0.8), zero),
+        paczero(f"non-private, {best}", BEST, (0.03, 0.1, 0.3, 1.0), ("--no_privacy",)),
     ]
     plan += [
-        paczero(f"PAC-MI {mi}, {charge}, {best}", BEST, (0.05, 0.2), ("--pac_mi", mi, "--pac_charge", charge))
+        paczero(f"PAC-MI {mi}, {charge}, {best}", BEST, (0.2, 0.4, 0.8), ("--pac_mi", mi, "--pac_charge", charge))
         for mi in ("0.33", "0.11")
         for charge in ("bit", "real")
     ]
     for epsilon in (2.0, matched):
         plan.append(private_mean(f"DPZero, epsilon {epsilon:.2f}", 1, epsilon, (0.0005, 0.0015, 0.005)))
-        for k, rates in ((MANY, (1.0, 3.0, 10.0)), (BEST, (3.0, 10.0, 30.0))):
+        for k, rates in ((MANY, (0.003, 0.01, 0.03)), (BEST, (0.005, 0.015, 0.05))):
             plan.append(private_mean(f"DP-AggZO, epsilon {epsilon:.2f}, K = {k}", k, epsilon, rates))
     chosen = f"PAC-ZPL abstain, {best}"
     return [*plan, paczero(f"{chosen}, no dev set", BEST, (), abstain, like=chosen, dev=0)]
 
 
 def rates_to_try(directions: int) -> tuple[float, ...]:
-    """The rate chosen at K = 256, moved in proportion to K and to its root, to two figures."""
+    """The rate chosen at K = 256, moved in proportion to K, to its root, and twice as far, to two figures."""
     share = directions / BEST
-    return tuple(float(f"{TOP_RATE * scale:.2g}") for scale in (share, math.sqrt(share)))
+    scales = (share, math.sqrt(share), 2 * math.sqrt(share))
+    return tuple(dict.fromkeys(float(f"{TOP_RATE * scale:.2g}") for scale in scales))
 
 
 def paczero(
