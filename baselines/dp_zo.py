@@ -116,6 +116,7 @@ class DPZOTrainer(PrivateRun):
         samples = torch.from_numpy(self.batch(step))
         if not len(samples):
             return np.zeros((len(seeds), 0), dtype=np.float32), 0.0
+        self.train_dataset.keep_front()
         derivatives, _ = self.source(seeds, samples)
         derivatives[:, ~np.isfinite(derivatives).all(axis=0)] = 0.0
         return derivatives, 0.0

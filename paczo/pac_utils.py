@@ -258,10 +258,10 @@ def clip_derivatives(derivatives: ArrayLike, clip: float | None) -> NDArray[np.f
 def subset_means(derivatives: ArrayLike, membership: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Mean derivative of each subset, float64 (M,), or (K, M) of K directions; 0 for an empty subset.
 
-    derivatives (N,) or (K, N), finite, already clipped; membership bool (N, M). The sums are exact: integers inside
-    float64, a high and a low part that reach 84 bits below a direction's largest derivative for N = 1,000 (what
-    is smaller is rounded once). So the result, and with it each released sign, does not depend on the order of
-    summation: BLAS, its threads, the machine.
+    derivatives (N,) or (K, N), finite, already clipped; membership bool (N, M). The sums are exact: integers
+    inside float64, a high and a low part that reach 84 bits below a direction's largest derivative for N = 1,000
+    (what is smaller is rounded once). So the result, and with it each released sign, does not depend on the
+    order of summation: BLAS, its threads, the machine.
     Raises ValueError for NaN, inf or shapes that do not fit.
     """
     values = _finite(derivatives)

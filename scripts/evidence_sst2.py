@@ -26,7 +26,8 @@ BUDGET = 60.0  # bare forward passes over the N = 1000 sentences
 NUM_TRAIN, NUM_DEV, EVALUATIONS = 1000, 500, 12
 LARGER = {4000: SEEDS, 16000: SEEDS[:1]}  # training sentences, at as many steps, and draws
 MANY, BEST = 64, 256
-TOP_RATE = 0.8  # at K = BEST; other K try what it says if the best rate grows with K, with its root, and twice that
+# At K = BEST; other K try what it says if the best rate grows with K, if it grows with its root, and twice that.
+TOP_RATE = 0.8
 SAMPLE_RATE = 0.064
 EXACT = ("--dtype", "bfloat16", "--zo_derivative", "exact")
 SHARED = (

@@ -16,8 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from src.engine.batching import Indices, MicroBatch, ScoredSequence
 from src.engine.encoding import Window, joined
+from src.engine.front import FrozenFront
 from src.engine.generation import GenerationF1
-from src.engine.layers import FrozenFront, only_head_trained
+from src.engine.layers import only_head_trained
 from src.engine.objective import Objective, Samples, as_rows
 from src.engine.scoring import BranchScorer, NextTokenScorer, Piece, Scorer, SequenceScorer, Watcher
 from src.metrics import accuracy
@@ -41,6 +42,9 @@ class _Scored(Objective):
 
     def pieces(self, token_budget: int, rows: Indices | None = None) -> list[Piece]:
         return self._scorer.pieces(token_budget, rows)
+
+    def keep_front(self) -> None:
+        self._pass(self._scorer.keep_front)
 
 
 class CandidateScoring(_Scored):

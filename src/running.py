@@ -195,7 +195,8 @@ def _evaluated(trainer: Any, dev: Objective | None, test: Objective) -> dict[str
 
 def _kept_front(trainer: Any) -> dict[str, int] | None:
     """Layers in front of the first trained one, and bytes of hidden states kept behind them; None without any."""
-    sets = (trainer.train_dataset, trainer.eval_dataset)
+    # How many tokens a DP run's training set has would be released without noise.
+    sets = {trainer.checked_objective(), trainer.eval_dataset}
     fronts = [front for data in sets if (front := getattr(data, "front", None)) is not None]
     if not any(front.depth for front in fronts):
         return None

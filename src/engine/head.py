@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from src.engine.batching import MicroBatch
-from src.engine.layers import FrozenFront
+from src.engine.front import FrozenFront
 from src.engine.packing import packed
 from src.engine.segments import wide
 

@@ -74,6 +74,9 @@ class Objective(Dataset[int]):
         """float32 (n,), float64 where the model is, of the piece's samples, with the graph behind them."""
         raise NotImplementedError
 
+    def keep_front(self) -> None:
+        """For runs over other samples every step: keeps what frozen layers give for each sample, if it can."""
+
     def metrics(self) -> dict[str, float]:
         """Scores by name, "loss" (the mean) among them, all from one pass."""
         return {"loss": float(self.losses().mean())}

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from src.engine.batching import Indices, MicroBatch, ScoredSequence, TokenTable, even_cuts, launch_tokens
+from src.engine.front import FrozenFront
 from src.engine.head import restricted_head, scored_logits, token_log_probs
-from src.engine.layers import FrozenFront
 from src.engine.packing import can_pack
 from src.engine.segments import Segments, spans_of, wide
 
@@ -67,6 +67,7 @@ class Scorer:
         self.present = self.scored_tokens > 0
         self._packs = self.packable and can_pack(model, max(len(s.ids) for group in groups for s in group))
         self.front = FrozenFront(model)
+        self._kept_front = False
         self._plans: dict[str, tuple[tuple[int, bytes | None], list[Any]]] = {}
 
     @property
@@ -79,6 +80,13 @@ class Scorer:
         `rows` are the samples, None for all N. The last call's micro-batches are kept for the next one.
         """
         return self._scores(self._planned("scores", self._make_plan, token_budget, rows), rows)
+
+    def keep_front(self, token_budget: int) -> None:
+        """One pass over all samples, behind whose frozen layers passes over any of them begin from now on."""
+        if self.front.depth and not self._kept_front:
+            self._kept_front = True
+            self.scores(token_budget)
+            self.front.keep_sequences(self._plans.pop("scores")[1])
 
     def _planned(
         self, kind: str, make: Callable[[int, Indices | None], list[Any]], token_budget: int, rows: Indices | None
@@ -208,6 +216,9 @@ class BranchScorer(Scorer):
 
     packable = False  # the cache needs a row a sample
     recomputable = False  # and is another one by then
+
+    def keep_front(self, token_budget: int) -> None:
+        """Does nothing: its passes keep no front."""
 
     def __init__(self, model: nn.Module, groups: Groups, device: torch.device) -> None:
         super().__init__(model, groups, device)

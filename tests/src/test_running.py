@@ -273,6 +273,16 @@ def test_the_baselines_take_the_same_words(text_model):
     assert set(json.loads(Path("flat.json").read_text())) == {"accuracy", "dev_accuracy"}
 
 
+def test_a_dp_run_does_not_say_how_many_tokens_its_rows_have(text_model):
+    words = ["--task_name", "SST2", "--train_as_classification", "--lora", "--lora_layers", "last:1"]
+    words += ["--zo_derivative", "exact", "--dp_epsilon", "6", "--dp_sample_rate", "0.9"]
+    metrics = train(text_model, *words, main=run_dp_zo.main)
+    model, tokenizer = load_model(text_model)
+    dev = get_task("SST2").splits(str(SAMPLE_DATA), num_train=8, num_dev=4, num_eval=4, train_set_seed=0).dev
+    public = get_task("SST2").objective(model, tokenizer, dev).num_tokens
+    assert metrics["kept_front"] == {"layers": 1, "bytes": public * model.config.hidden_size * 4}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

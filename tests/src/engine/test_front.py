@@ -7,7 +7,9 @@ import torch
 from builders import make_model
 
 from src.engine.derivatives import exact_derivatives
-from src.engine.layers import FrozenFront, decoder_layers
+from src.engine.front import FrozenFront
+from src.engine.layers import decoder_layers
+from src.ht_opt import HeadSettings, add_head
 from src.lora import LoraSettings, add_lora
 from src.objectives import AnswerLikelihood, CandidateScoring
 from src.utils import UserError
@@ -18,9 +20,9 @@ PROMPTS = ["a very good film It was", "dull It was", "cold and slow It was", "wa
 SEEDS = (1, 2)
 
 
-def build(architecture):
+def build(architecture, **settings):
     """Adapters on the second of two layers."""
-    return add_lora(make_model(architecture), LoraSettings(r=2, layers="last:1"))
+    return add_lora(make_model(architecture, **settings), LoraSettings(r=2, layers="last:1"))
 
 
 def objectives(model, tokenizer):
@@ -71,6 +73,57 @@ def test_other_samples_are_other_micro_batches(tokenizer):
         torch.testing.assert_close(objective.losses(samples), whole.losses(samples), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("packs", [True, False])
+@pytest.mark.parametrize("track", ["layers", "head"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_any_samples_begin_behind_what_was_kept_of_all(architecture, track, packs, tokenizer):
+    model = build(architecture, dtype=torch.float64)
+    if track == "head":
+        model = add_head(make_model(architecture, dtype=torch.float64), HeadSettings(tokens=(6, 7)))
+    space = ParameterSpace(model)
+    for kept, whole in zip(objectives(model, tokenizer), objectives(model, tokenizer), strict=True):
+        without_front(whole)
+        for objective in (kept, whole):
+            objective._scorer._packs &= packs
+        kept.keep_front()
+        held = kept.front.kept_bytes
+        assert held == (32 * 8) * (kept.num_tokens if track == "layers" else len(scored_of(kept)))
+        calls = calls_of(decoder_layers(model)[0])
+        for step, samples in enumerate([[2, 0], [1], [3, 2, 1], None, [0]]):
+            torch.testing.assert_close(kept.losses(samples), whole.losses(samples), rtol=1e-6, atol=1e-6)
+            found, _ = exact_derivatives(kept, space, SEEDS, samples)
+            truth, _ = exact_derivatives(whole, space, SEEDS, samples)
+            torch.testing.assert_close(found, truth, rtol=1e-9, atol=1e-12)
+            assert found.abs().max() > 0
+            space.apply(StepRecord(step, SEEDS, (1.0, -1.0), 0.1))
+        assert len(calls) == 5 * 2  # of the whole passes alone
+        assert kept.front.kept_bytes == held
+
+
+def scored_of(objective):
+    return torch.cat([batch.owners for batch in objective.micro_batches()])
+
+
+def test_what_is_kept_of_each_sample_is_what_the_pass_gave(tokenizer):
+    model = build("llama")
+    objective, _ = objectives(model, tokenizer)
+    before = objective.losses()
+    objective.keep_front()
+    torch.testing.assert_close(objective.losses(), before, rtol=0, atol=0)
+    torch.testing.assert_close(objective.losses([3, 1]), before[[3, 1]], rtol=1e-6, atol=1e-6)
+
+
+def test_samples_that_do_not_all_fit_are_passed_as_before(tokenizer, monkeypatch):
+    monkeypatch.setattr("src.engine.front.CPU_KEPT_BYTES", 1000)
+    model = build("llama")
+    objective, _ = objectives(model, tokenizer)
+    objective.token_budget = 6
+    before = objective.losses([2, 0])
+    objective.keep_front()
+    assert objective.front.kept_bytes <= 1000
+    torch.testing.assert_close(objective.losses([2, 0]), before, rtol=0, atol=0)
+
+
 def test_nothing_is_kept_where_something_in_front_or_outside_is_trained(tokenizer):
     assert FrozenFront(add_lora(make_model("llama"), LoraSettings(r=2))).depth == 0
     model = build("llama")
@@ -80,7 +133,7 @@ def test_nothing_is_kept_where_something_in_front_or_outside_is_trained(tokenize
 
 
 def test_no_more_is_kept_than_fits(tokenizer, monkeypatch):
-    monkeypatch.setattr("src.engine.layers.CPU_KEPT_BYTES", 1000)
+    monkeypatch.setattr("src.engine.front.CPU_KEPT_BYTES", 1000)
     model = build("llama")
     objective, _ = objectives(model, tokenizer)
     objective.token_budget = 6
