@@ -5,8 +5,9 @@ first 360 retain rows, and 40 rows of other authors that no model was trained on
 evaluated. All parameters are trained, the weights float32 and the passes bfloat16 (autocast): a step is often
 smaller than the last bit of a bfloat16 weight. Evaluations are made alike; attacks are float32 throughout.
 
-All plain runs come first, at each of their rates; each method's winner is the rate of its other rows. A plan goes
-on only where the retain and the full model are: what begins from others cannot be laid beside what is published.
+All plain runs come first, at each of their rates; each method's winner is the rate of its other rows. What is
+published began from a retain and a full model; where they are gone they are made again, on such a device, and the
+plan goes on if they score as they did, to the last digit: what begins from others cannot be laid beside it.
 """
 
 from __future__ import annotations
@@ -154,21 +155,34 @@ class TofuEvidence(Evidence):
         """As of any plan.
 
         Raises:
-            UserError: runs failed, or the models that the published ones began from are not there.
+            UserError: runs failed, or the published ones began from models that are gone and cannot be made again.
         """
-        for name in {RETAIN, FULL} & set(self.rows):
-            model = self._model(name)
-            if self.found(self._first(name)) is not None and not (model / "model.safetensors").exists():
-                begun = f"{self._published} has runs that began from a model which is not in {model}"
-                raise UserError(f"{begun}; name another --output_dir")
+        for name in (RETAIN, FULL):
+            if name in self.rows:
+                self._make_again(self._first(name))
         super().go_on(hours, workers)
 
+    def _make_again(self, run: Run) -> None:
+        """A model that published runs began from, where it is gone."""
+        published, folder = self.found(run), self._model(run.row.name)
+        if published is None or (folder / "model.safetensors").exists():
+            return
+        here = machine(this_device())["device"]
+        begun = f"{self._published} has runs that began from {run.row.name}s"
+        if published["device"] != here:
+            refused = f"{begun} of a {published['device']}, none is in {folder}, and this is a {here}"
+            raise UserError(f"{refused}; name another --output_dir")
+        (folder / "metrics.json").unlink(missing_ok=True)
+        if self._train(run)["scores"] != published["scores"]:
+            raise UserError(f"{begun} that scored otherwise than {folder}; name another --output_dir")
+
     def ready(self, run: Run) -> bool:
-        """Attacks wait for the model that they are made on, all others for the two that they begin from."""
+        """All wait for the two models that they begin from or are compared with, attacks for their own as well."""
+        names: tuple[str, ...] = {RETAIN_LOG: (), FINETUNE: (RETAIN,)}.get(run.row.module, (RETAIN, FULL))
+        needed = [self._first(name) for name in names if name in self.rows]
         if run.row.module == ATTACKS:
-            return self.found(self._attacked(run)) is not None
-        needed = {RETAIN_LOG: (), FINETUNE: (RETAIN,)}.get(run.row.module, (RETAIN, FULL))
-        return all(self.found(self._first(name)) is not None for name in needed if name in self.rows)
+            needed.append(self._attacked(run))
+        return all(self.found(one) is not None for one in needed)
 
     def _first(self, name: str) -> Run:
         """A row's run at the first of its rates."""
@@ -219,11 +233,11 @@ class TofuEvidence(Evidence):
         self._command([*words, *self._shared, *self.trained, *TRAINER, *row.options, *further], folder)
 
     def _attack(self, run: Run) -> dict[str, Any]:
-        """Relearning and rounding, of a model that is trained again where its weights are gone, and drops them."""
+        """Relearning and rounding, of a model that is trained again where its weights are gone. It then drops them."""
         trained = self._attacked(run)
         folder, weights = self._work / trained.folder, self._work / trained.folder / "model.safetensors"
         if not weights.exists():
-            self._train_model(trained, "--overwrite_output_dir")
+            self._train_model(trained, "--overwrite_output_dir", "--evaluate", "False")
         print(f"{run.folder}: two attacks", flush=True)
         retain, begin = self._model(RETAIN), time.monotonic()
         words = [*self._shared, "--retain_model", str(retain)]

@@ -182,15 +182,33 @@ def test_an_attacked_model_is_dropped_and_made_again_where_it_is_needed(tmp_path
     plan._train(Run(attack, plan.rate(attack), 0))
     kinds = [words[1] for words in plan.commands]
     assert kinds == ["unlearn", "relearn", "quantize"]
-    assert plan.commands[0][-1] == "--overwrite_output_dir"
+    run, _ = Parser((RunArguments, UnlearnArguments)).parse(plan.commands[0][2:])
+    assert not run.evaluate
+    assert run.overwrite_output_dir
 
 
-def test_a_plan_does_not_go_on_without_the_models_that_its_runs_began_from(tmp_path):
+def test_the_models_that_published_runs_began_from_are_made_again(tmp_path):
     rows = [row for row in evidence_tofu.rows() if row.name in (RETAIN, FULL)]
     told(tmp_path, rows)
     assert told(tmp_path, rows).commands == []
     shutil.rmtree(tmp_path / "work")
-    with pytest.raises(UserError, match="name another --output_dir"):
+    assert [words[1] for words in told(tmp_path, rows).commands] == ["retain-log", "finetune"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "message"),
+    [
+        ("device", "Another GPU", "began from retain models of a Another GPU, none is in .*; name another"),
+        ("scores", {}, "began from retain models that scored otherwise than .*; name another --output_dir"),
+    ],
+)
+def test_a_plan_does_not_go_on_from_other_models(tmp_path, entry, value, message):
+    rows = [row for row in evidence_tofu.rows() if row.name in (RETAIN, FULL)]
+    runs = told(tmp_path, rows).runs
+    runs[0][entry] = value
+    write_json(tmp_path / "runs.json", {"runs": runs})
+    shutil.rmtree(tmp_path / "work")
+    with pytest.raises(UserError, match=message):
         told(tmp_path, rows)
 
 
