@@ -90,8 +90,8 @@ def rows() -> list[Row]:
         for charge in ("bit", "real")
     ]
     for epsilon in (2.0, matched):
-        plan.append(private_mean(f"DPZero, epsilon {epsilon:.2f}", 1, epsilon, (0.0005, 0.0015, 0.005)))
-        for k, rates in ((MANY, (0.003, 0.01, 0.03)), (BEST, (0.005, 0.015, 0.05))):
+        plan.append(private_mean(f"DPZero, epsilon {epsilon:.2f}", 1, epsilon, (0.0005, 0.0015, 0.005, 0.015)))
+        for k, rates in ((MANY, (0.001, 0.003, 0.01)), (BEST, (0.0015, 0.005, 0.015))):
             plan.append(private_mean(f"DP-AggZO, epsilon {epsilon:.2f}, K = {k}", k, epsilon, rates))
     chosen = f"PAC-ZPL abstain, {best}"
     return [*plan, paczero(f"{chosen}, no dev set", BEST, (), abstain, like=chosen, dev=0)]

@@ -233,7 +233,7 @@ class TofuEvidence(Evidence):
         self._command([*words, *self._shared, *self.trained, *TRAINER, *row.options, *further], folder)
 
     def _attack(self, run: Run) -> dict[str, Any]:
-        """Relearning and rounding, of a model that is trained again where its weights are gone. It then drops them."""
+        """Relearning and rounding, of a model that is made again where it is gone; its weights go afterwards."""
         trained = self._attacked(run)
         folder, weights = self._work / trained.folder, self._work / trained.folder / "model.safetensors"
         if not weights.exists():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from paczo.report.evidence import TUNING_SEED, directions_of
+from paczo.report.evidence import TUNING_SEED, directions_of, reported
 from scripts.tables import Figures, markdown, mean_and_spread, measured_on
 
 # The record of `scripts/bench.sh directions` that says what a step takes.
@@ -13,7 +13,7 @@ COSTS = "directions-smollm2-135m-lora-last10-bfloat16-n1000-cpu"
 
 def sst2_evidence(content: dict[str, Figures]) -> str:
     """A row a method on SST-2, in the order in which they were first run."""
-    runs = [run for run in content.get("sst2_evidence", {}).get("runs", []) if run["seed"] != TUNING_SEED]
+    runs = reported(content.get("sst2_evidence", {}).get("runs", []))
     before = {run["seed"]: run["before"]["test"] for run in runs}.values()
     rows = []
     if runs:
@@ -46,24 +46,24 @@ def sst2_directions(content: dict[str, Figures]) -> str:
     for k in sorted({k for run in runs if (k := directions_of(run["row"])) is not None}):
         mine = [run for run in runs if directions_of(run["row"]) == k]
         tried = {run["rate"]: run for run in mine if run["seed"] == TUNING_SEED}
-        reported = [run for run in mine if run["seed"] != TUNING_SEED]
-        if not reported:
+        draws = reported(mine)
+        if not draws:
             continue
-        shares = [run["agreement"] for run in reported]
-        quarter = max(1, reported[0]["steps"] // 4)
+        shares = [run["agreement"] for run in draws]
+        quarter = max(1, draws[0]["steps"] // 4)
         rows.append(
             (
                 str(k),
-                f"{reported[0]['steps']}, {reported[0]['passes']:.0f}",
-                f"{reported[0]['steps'] * seconds[f'exact {k}']:.0f} s" if seconds else "",
+                f"{draws[0]['steps']}, {draws[0]['passes']:.0f}",
+                f"{draws[0]['steps'] * seconds[f'exact {k}']:.0f} s" if seconds else "",
                 ", ".join(f"{rate:g}: {tried[rate]['after']['dev']['loss']:.3f}" for rate in sorted(tried)),
-                f"{statistics.mean(run['after']['dev']['loss'] for run in reported):.3f}",
-                mean_and_spread([run["after"]["test"]["accuracy"] for run in reported]),
+                f"{statistics.mean(run['after']['dev']['loss'] for run in draws):.3f}",
+                mean_and_spread([run["after"]["test"]["accuracy"] for run in draws]),
                 f"{100 * _mean_of(shares, 0, quarter):.0f} %",
                 f"{100 * _mean_of(shares, -quarter, None):.0f} %",
             )
         )
-        sources += reported
+        sources += draws
     agree = ("agree in the first quarter", "in the last")
     head = ("K", "steps, passes", "one thread", "rate: dev loss, tuning draw", "dev loss", "test accuracy", *agree)
     return markdown(head, rows) + measured_on(sources)

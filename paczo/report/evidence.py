@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -32,9 +32,8 @@ def panels(published: Published) -> Panels:
             of the whole run, the steps "curve" at which "dev_loss" and "dev_accuracy" were measured, those
             "before" training, and "agreement", the unanimous share of each step's releases.
     """
-    runs = [run for run in published["runs"] if run["seed"] != TUNING_SEED]
     rows: dict[str, list[Published]] = {}
-    for run in runs:
+    for run in reported(published["runs"]):
         rows.setdefault(run["row"], []).append(run)
     found: Panels = {}
     for title, belongs in GROUPS.items():
@@ -50,6 +49,20 @@ def panels(published: Published) -> Panels:
         if drawn:
             found[title] = drawn
     return found
+
+
+def reported(runs: Sequence[Published]) -> list[Published]:
+    """The draws that tables and curves show: a row's at the rate that its tuning draw chose, where it has one.
+
+    A sweep that was widened may have chosen another rate than an earlier one, whose draws are then left out.
+    """
+    tuned: dict[str, tuple[float, float]] = {}
+    for run in runs:
+        if run["seed"] == TUNING_SEED:
+            found = (run["after"]["dev"]["loss"], run["rate"])
+            tuned[run["row"]] = min(tuned.get(run["row"], found), found)
+    draws = [run for run in runs if run["seed"] != TUNING_SEED]
+    return [run for run in draws if run["row"] not in tuned or run["rate"] == tuned[run["row"]][1]]
 
 
 def directions_of(name: str) -> int | None:

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from paczo.report.evidence import TUNING_SEED, evidence_drawings, evidence_svg, panels
+from paczo.report.evidence import TUNING_SEED, evidence_drawings, evidence_svg, panels, reported
 from src.pages import standalone
 
 
@@ -15,6 +15,7 @@ def run(row, seed=0, **changes):
     """Four steps that cost two passes, evaluated at steps 2 and 4."""
     figures = {
         "row": row,
+        "rate": 0.1,
         "seed": seed,
         "steps": 4,
         "passes": 2.0,
@@ -36,6 +37,14 @@ def test_a_row_is_a_series_of_its_seeds_against_passes():
     assert drawn["dev loss"][1].runs == [[(0, 1.0), (1, 0.8), (2, 0.7)]]
     assert drawn["dev accuracy"][0].runs[1] == [(0, 0.5), (1, 0.6), (2, 0.7)]
     assert drawn["all subsets agree"][0].runs[0] == [(0.25, 1.0), (0.75, 0.5), (1.25, 0.25), (1.75, 0.25)]
+
+
+def test_only_draws_at_the_rate_that_the_tuning_draw_chose_are_reported():
+    tuned = [
+        run("a", TUNING_SEED, rate=rate, after={"dev": {"loss": loss}}) for rate, loss in ((0.1, 0.6), (0.2, 0.5))
+    ]
+    runs = [*tuned, run("a", 0, rate=0.1), run("a", 0, rate=0.2), run("as a", 0, rate=0.3)]
+    assert [(one["row"], one["rate"]) for one in reported(runs)] == [("a", 0.2), ("as a", 0.3)]
 
 
 def test_the_end_of_a_run_is_not_what_an_earlier_checkpoint_scored():
