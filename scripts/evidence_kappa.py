@@ -25,7 +25,7 @@ from pum.unlearn.running import RunArguments, read_rows
 from pum.unlearn.tiny import tiny_models
 from scripts.evidence import ROOT, SEEDS, Row
 from scripts.evidence_tofu import FULL, PLAIN, PUBLISHED, PUM, RETAIN, SEED, TofuEvidence
-from scripts.tofu_tables import TINY, distance
+from scripts.tofu_tables import PROBABILITIES, distance
 from src.tofu.logs import SUMMARY
 from src.utils import Parser, UserError, run_cli
 
@@ -82,7 +82,7 @@ class KappaEvidence(TofuEvidence):
         self.tiny, self.base = tiny, str(tiny / "base")
 
     def score(self, figures: dict[str, Any]) -> float:
-        return distance(figures["scores"], self.goal(), TINY)
+        return distance(figures["scores"], self.goal(), PROBABILITIES)
 
     def goal(self) -> dict[str, float]:
         return dict(json.loads((self.tiny / "retain" / "evals" / SUMMARY).read_text("utf-8")))

@@ -10,11 +10,12 @@ from scripts.tables import Figures, markdown, measured_on
 
 FULL, RETAIN, ATTACKED = "before unlearning", "retain model", ", attacked"
 JUDGED = ("forget_Q_A_Prob", "forget_Q_A_ROUGE", "model_utility")
-TINY = ("forget_Q_A_Prob", "retain_Q_A_Prob")  # what tells something of a tiny model
+PROBABILITIES = ("forget_Q_A_Prob", "retain_Q_A_Prob")  # what tells something of a small model too
 SCORES = (
     ("forget quality", "forget_quality"),
     ("utility", "model_utility"),
     ("truth ratio", "forget_truth_ratio"),
+    ("retain prob.", "retain_Q_A_Prob"),
     ("forget prob.", "forget_Q_A_Prob"),
     ("ROUGE-L", "forget_Q_A_ROUGE"),
     ("extraction", "extraction_strength"),
@@ -78,24 +79,21 @@ def _attacks(run: Figures | None) -> tuple[str, str, str]:
 def tofu_degradation(content: dict[str, Figures]) -> str:
     """A row a method: what perturbed copies change against the plain run at the same rate."""
     runs = content.get("tofu_evidence", {}).get("runs", [])
-    return degradation(runs, ("0.01", "0.1"), ("utility", "model_utility"))
+    return degradation(runs, ("0.01", "0.1"))
 
 
 def kappa_evidence(content: dict[str, Figures]) -> str:
     """Likewise on tiny models with the settings of the paper's code, and what remains with no noise at all."""
     runs = content.get("kappa_evidence", {}).get("runs", [])
-    return degradation(runs, ("0", "0.01", "0.1"), ("retain", "retain_Q_A_Prob"))
+    return degradation(runs, ("0", "0.01", "0.1"))
 
 
-def degradation(runs: Sequence[Figures], kappas: Sequence[str], kept: tuple[str, str]) -> str:
-    """Forget probability and what is to be kept, of the plain run, and how they change with each noise, in points.
+def degradation(runs: Sequence[Figures], kappas: Sequence[str]) -> str:
+    """Forget and retain probability of the plain run, and how they change with each noise, in points.
 
     The last column says whether both stay within a point at the most noise, in every draw.
-
-    Args:
-        kept: title and score of what unlearning should leave as it is.
     """
-    measured = {"forget": "forget_Q_A_Prob", kept[0]: kept[1]}
+    measured = dict(zip(("forget", "retain"), PROBABILITIES, strict=True))
     plain = _as_with_noise(runs)
     rows = []
     for method, base in plain.items():

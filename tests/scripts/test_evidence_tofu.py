@@ -249,8 +249,8 @@ def test_the_kappa_plan_has_the_papers_rounds_and_three_draws_of_the_noise():
             assert len(row.seeds) == (1 if args.kappa == 0 else 3)
 
 
-def run_of(row: str, rate: float, forget: float, utility: float, **more: Any) -> dict[str, Any]:
-    scores = {"forget_Q_A_Prob": forget, "forget_Q_A_ROUGE": 0.3, "model_utility": utility}
+def run_of(row: str, rate: float, forget: float, retain: float, **more: Any) -> dict[str, Any]:
+    scores = {"forget_Q_A_Prob": forget, "forget_Q_A_ROUGE": 0.3, "model_utility": 0.4, "retain_Q_A_Prob": retain}
     return {"row": row, "rate": rate, "scores": scores, "train_seconds": 2.0, **MACHINE, **more}
 
 
@@ -263,10 +263,12 @@ def test_the_table_shows_each_row_at_its_best_rate_once_that_is_there():
         run_of("NPO, plain" + ATTACKED, 1e-5, 0.0, 0.0, **attacks),
     ]
     table = tofu_evidence({"tofu_evidence": {"runs": runs}})
-    assert "| NPO, plain |  | 0.5 |  | 0.9 | 0.3 |  |  | 0.25 | 0.5 | lasts | 1e-05 | 2 |" in table
+    assert "| NPO, plain |  | 0.4 |  | 0.5 | 0.9 | 0.3 |  |  | 0.25 | 0.5 | lasts | 1e-05 | 2 |" in table
     better = [*runs, run_of("NPO, plain", 2e-5, 0.2, 0.5)]
     table = tofu_evidence({"tofu_evidence": {"runs": better}})
-    assert "| NPO, plain |  | 0.5 |  | 0.2 | 0.3 |  |  |  |  |  | 2e-05 | 2 |" in table  # attacked at another rate
+    assert (
+        "| NPO, plain |  | 0.4 |  | 0.5 | 0.2 | 0.3 |  |  |  |  |  | 2e-05 | 2 |" in table
+    )  # attacked at another rate
     assert shown(better)["NPO, kappa 0.1"]["rate"] == 1e-5
     assert tofu_evidence({}).count("\n| ") == 1  # a head alone, which is not shown
 
@@ -282,11 +284,11 @@ def test_degradation_is_in_points_against_the_plain_run_at_the_same_rate():
         run_of("RMU, plain", 1e-5, 0.2, 0.5),
         run_of("RMU, kappa 0.01", 1e-5, 0.2, 0.6),
     ]
-    table = degradation(runs, ("0.01", "0.1"), ("utility", "model_utility"))
+    table = degradation(runs, ("0.01", "0.1"))
     assert "| NPO | 1e-05 | 0.2 | 0.5 | +0.1 | +0.0 | +1.0 ± 0.7 | -0.5 ± 0.0 | no |" in table
     assert "| RMU | 1e-05 | 0.2 | 0.5 | +0.0 | +10.0 |  |  |  |" in table
     assert "DPO" not in table  # nothing to compare
-    assert "| yes |" in degradation(runs[:4], ("0.01",), ("utility", "model_utility"))
+    assert "| yes |" in degradation(runs[:4], ("0.01",))
 
 
 @pytest.mark.parametrize("words", [["--hours", "0"], ["--workers", "0"], ["--hours", "nan"]])
