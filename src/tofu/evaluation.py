@@ -174,6 +174,15 @@ class Evaluation:
         with tqdm(total=len(self.sequences) + prompts, desc="evaluation", disable=None, leave=False) as bar:
             passed = teacher_forced(self.model, self.sequences, done=bar.update)
             log: Log = {SETTINGS: {"agg_value": None, "settings": self.shared_settings()}}
+            told = iter(
+                generate(
+                    self.model,
+                    self.tokenizer,
+                    [ids for name in SETS for ids in self.prompts[name]],
+                    max_new_tokens=self.settings.max_new_tokens,
+                    done=bar.update,
+                )
+            )
             for name in SETS:
                 rows = SetScores(
                     [passed[answer] for answer, _, _ in self.places[name]],
@@ -181,14 +190,7 @@ class Evaluation:
                     [[passed[i] for i in wrong] for _, _, wrong in self.places[name]],
                 )
                 log.update(likelihoods(name, rows))
-                told = generate(
-                    self.model,
-                    self.tokenizer,
-                    self.prompts[name],
-                    max_new_tokens=self.settings.max_new_tokens,
-                    done=bar.update,
-                )
-                log.update(rouge(name, self.data.sets[name], told))
+                log.update(rouge(name, self.data.sets[name], [next(told) for _ in self.prompts[name]]))
                 if name == "forget":
                     log.update(memorization(rows))
         log.update(self._attacks(passed))

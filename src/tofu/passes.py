@@ -19,7 +19,8 @@ from src.engine.packing import can_pack
 from src.utils import UserError
 
 TOKEN_BUDGET = 2048  # tokens in one micro-batch; the scored positions' logits are held in float32
-GENERATION_BUDGET = 8192  # prompt and new tokens of a batch, whose keys and values are held
+# Prompt and new tokens of a batch, whose keys and values are held; a GPU takes as long for few rows as for many.
+GENERATION_BUDGET, CUDA_GENERATION_BUDGET = 8192, 32768
 GENERATED_AT_ONCE = 128  # prompts between two reports of progress
 
 
@@ -111,6 +112,7 @@ def generate(
     ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
     stops = torch.zeros(anything.config.vocab_size, dtype=torch.bool, device=device)
     stops[sorted(ends)] = True
+    budget = CUDA_GENERATION_BUDGET if device.type == "cuda" else GENERATION_BUDGET
     # In parts, so that a long evaluation tells how far it is; a part fills batches of rows of like length.
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     texts = [""] * len(prompts)
@@ -122,7 +124,7 @@ def generate(
             np.arange(len(part)),
             max_new_tokens=max_new_tokens,
             stops=stops,
-            token_budget=token_budget or GENERATION_BUDGET,
+            token_budget=token_budget or budget,
         )
         for index, text in zip(part, decoded(tokenizer, tokens), strict=True):
             texts[index] = text.strip()
