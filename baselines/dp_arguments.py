@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from baselines.accounting import ACCOUNTANTS
 from src.utils import UserError
@@ -31,6 +32,8 @@ class DPSettings(RecordedSettings):
 @dataclass
 class DPArguments(DPSettings, ZOArguments):
     """`ZOArguments` with the mechanism's settings, and where its secrets come from."""
+
+    rows_are_secret: ClassVar[bool] = True
 
     dp_secret_seed: int | None = field(
         default=None,

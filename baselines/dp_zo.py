@@ -146,6 +146,19 @@ class DPZOTrainer(PrivateRun):
         hidden = ("loss", "train_loss")
         super().log({name: value for name, value in logs.items() if name not in hidden}, start_time)
 
+    def card(self) -> str:
+        facts = self.privacy()
+        guarantee = (
+            f"The model is ({facts['epsilon']:g}, {facts['delta']:g})-differentially private for training sets"
+            f" that differ in one sample (accountant {facts['accountant']}, {self.args.max_steps} steps)."
+        )
+        if not facts["private"]:
+            guarantee = (
+                "**Not private:** the secrets of this run are reproducible from a seed, for experiments. With"
+                f" secrets from the operating system this would hold: {guarantee}"
+            )
+        return f"# Fine-tuned with {facts['mechanism']}\n\n{guarantee}\n\nSecrets: {facts['secrets']}.\n"
+
     def privacy(self) -> dict[str, Any]:
         """The run's guarantee, with the bound on a balanced membership attack that follows from it.
 

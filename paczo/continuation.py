@@ -132,6 +132,12 @@ def check_free(folder: Path, run_dir: Path) -> None:
         _check_successor(folder, _public_name(run_dir))
 
 
+def check_unclaimed(folder: Path) -> None:
+    """Raises `UserError` where a run continues that of `folder` already: a new one would not be let do so."""
+    if (folder / _MARKER).exists():
+        _check_successor(folder, None)
+
+
 def claim(folder: Path, name: str) -> None:
     """Notes in `folder` that the run called `name` continues its run; `UserError` where another one does."""
     marker, partial = folder / _MARKER, folder / f"{_MARKER}.{name}"

@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from paczo.continuation import EarlierRuns, check_free, claim, load_earlier, secret_index
+from paczo.continuation import EarlierRuns, check_free, check_unclaimed, claim, load_earlier, secret_index
 from paczo.exact_attack import write_exact_attack
 from paczo.guarantee import privacy_report
 from paczo.ledger import LedgerContent, pack_membership, pack_signs
@@ -20,7 +20,7 @@ from paczo.mechanisms import BudgetExhausted, NonPrivate, Release
 from paczo.pac_arguments import PACArguments
 from paczo.pac_utils import clip_derivatives, draw_membership, subset_signs
 from paczo.private_run import PrivateRun
-from paczo.publishing import model_card, public_folder, write_card
+from paczo.publishing import model_card
 from paczo.run_mechanism import Mechanism, diagnostics, make_mechanism, mechanism_name, repeat, run_id
 from src.engine.processes import on_first
 from src.objectives import Objective
@@ -196,31 +196,13 @@ class PACTrainer(PrivateRun):
             share = self.releases["unanimous"] / self.releases.total()
             self._progress.append({"unanimous": share, "spent_nats": float(spent)})
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        self._write_card(self.args.output_dir if output_dir is None else output_dir)
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The run's own card in the place of the library's draft."""
-        self._write_card(self.args.output_dir)
-
-    def _write_card(self, folder: str | Path | None) -> None:
-        if not self.args.should_save:  # one of several processes saves
-            return
+    def card(self) -> str:
         library = "peft" if isinstance(self.model, PeftModel) else "transformers"
-        write_card(str(folder), model_card(self.privacy(), self.public_header(), library=library))
+        return model_card(self.privacy(), self.public_header(), library=library)
 
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """As the base's, from a folder without the private files."""
-        if self.hub_model_id is None:
-            self.init_hf_repo(**{name: kwargs[name] for name in ("token", "private") if name in kwargs})
-        kwargs.setdefault("model_name", self.run_dir.name)
-        with public_folder(self.args, self.run_dir):
-            return super().push_to_hub(*args, **kwargs)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        with public_folder(self.args, self.run_dir):
-            super()._push_from_checkpoint(checkpoint_folder)
+    def check_new(self) -> None:
+        if self._earlier is not None:
+            check_unclaimed(Path(str(self.args.pac_continue_from)))
 
     def privacy(self) -> dict[str, Any]:
         """The run's guarantee: budget and spent nats, and what the budget bounds; see `privacy_report`."""

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from paczo.ledger import Ledger, LedgerContent, check_facts, read_ledger
+from paczo.publishing import public_folder, write_card
 from paczo.randomness import SecretRandom
 from src.engine.processes import on_first
 from src.objectives import Objective
@@ -46,6 +47,7 @@ class PrivateRun(ZOTrainer):
         self._random = SecretRandom.of_run(secret_seed, on_first)
         self._ledger: Ledger | None = None
         self._past_ledger: LedgerContent | None = None
+        self._noted = 0  # steps in the ledger
 
     def private_facts(self) -> Record:
         """What the ledger's first line says besides key and data; it follows from `_random` and settings."""
@@ -67,8 +69,15 @@ class PrivateRun(ZOTrainer):
         return self._past_ledger is not None and self._past_ledger.ended
 
     def note(self, step: int, coefficients: tuple[float, ...], facts: Record | None = None) -> None:
-        """Puts a step into the ledger, before it is published: from now on it is never made again."""
+        """Puts a step into the ledger, before it is published: from now on it is never made again.
+
+        Raises:
+            RecordError: it is not the next step: its secrets may have been used already.
+        """
         assert self._ledger is not None
+        if step != self._noted:
+            raise RecordError(f"step {step} is released where step {self._noted} belongs")
+        self._noted += 1
         self._ledger.append({"step": step, "coefficients": list(coefficients), **(facts or {})})
 
     def public_header(self) -> dict[str, Any]:
@@ -80,6 +89,34 @@ class PrivateRun(ZOTrainer):
             "secrets": self._random.label,
             "run_id": f"{run_id:016x}",
         }
+
+    def card(self) -> str:
+        """The model card: what holds of the model in the folder."""
+        raise NotImplementedError
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        self._write_card(self.args.output_dir if output_dir is None else output_dir)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The run's own card in the place of the library's draft."""
+        self._write_card(self.args.output_dir)
+
+    def _write_card(self, folder: str | Path | None) -> None:
+        if self.args.should_save:  # one of several processes saves
+            write_card(str(folder), self.card())
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """As the base's, from a folder without the private files."""
+        if self.hub_model_id is None:
+            self.init_hf_repo(**{name: kwargs[name] for name in ("token", "private") if name in kwargs})
+        kwargs.setdefault("model_name", self.run_dir.name)
+        with public_folder(self.args, self.run_dir):
+            return super().push_to_hub(*args, **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        with public_folder(self.args, self.run_dir):
+            super()._push_from_checkpoint(checkpoint_folder)
 
     def start_records(self, head: Record) -> None:
         """The ledger begins before the transcript, whose header it names."""
@@ -108,7 +145,7 @@ class PrivateRun(ZOTrainer):
             check_same(transcript, {**transcript.head, "public": self.public_header()})
         for line in ledger.steps:
             self.repeat(line, ledger.content.path)
-        self._past_ledger = ledger
+        self._past_ledger, self._noted = ledger, len(ledger.steps)
         self._ledger = Ledger.resume(ledger)
         return transcript
 

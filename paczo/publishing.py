@@ -1,4 +1,4 @@
-"""What of a PACZero run is made public besides the weights: the model card, and the folder that is uploaded."""
+"""What of a private run is made public besides the weights: PACZero's model card, the folder of an upload."""
 
 from __future__ import annotations
 

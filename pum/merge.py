@@ -28,7 +28,7 @@ from pum.private import round_files
 from pum.publication import Publication, privacy_report
 from pum.publish import publish_round, without_nulls
 from pum.reparam import Disguise
-from pum.server import MERGED, OUTPUT, PUBLISHED, Server
+from pum.server import MERGED, OUTPUT, PUBLISHED, Server, check_apart
 from pum.tensors import Layout, file_digest, write_tensors
 from src.record.chain import sync_folder
 from src.utils import Parser, UserError, run_cli, write_json
@@ -111,9 +111,9 @@ def applied(theta: Mapping[str, Tensor], merged: Mapping[str, Tensor]) -> Iterat
     for name in merged:
         parameter = theta[name]
         precise = torch.promote_types(parameter.dtype, torch.float32)
-        moved = parameter.to(precise) + merged[name].to(parameter.device, precise)
+        moved = (parameter.to(precise) + merged[name].to(parameter.device, precise)).to(parameter.dtype)
         check_update({name: moved}, None)
-        yield name, moved.to(parameter.dtype)
+        yield name, moved
 
 
 @dataclass
@@ -227,6 +227,9 @@ def _check_output(server: Server, settings: MergeArguments, *, last: bool) -> No
     given = settings.output_dir
     if last != (given is not None):
         raise UserError("the last round needs --output_dir" if last else "--output_dir belongs to the last round")
+    if given is not None:
+        for folder in (server.folder.path, server.offer.parent, *map(Path, settings.reply)):
+            check_apart(folder, Path(given))
     if given is not None and not settings.overwrite_output_dir and not _is_written(server, Path(given)):
         folder = Path(given)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

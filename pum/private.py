@@ -53,6 +53,8 @@ class PrivateFolder:
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             _check_mode(path)
+            if begun(path):  # by another process, since it was looked at
+                raise UserError(f"{path} holds a run already")
             _clear(path)
             if secrets.key is not None:
                 _write_key(path / KEY, secrets.key)

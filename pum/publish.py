@@ -24,7 +24,7 @@ from pum.folders import OFFER_FORMAT, WEIGHTS, copy_name, read_offer, round_name
 from pum.privacy import summary
 from pum.private import begun, round_files
 from pum.publication import Publication, privacy_report
-from pum.server import PUBLISHED, Server, arguments, offer_place
+from pum.server import PUBLISHED, Server, arguments, check_apart, offer_place
 from pum.tensors import Kind, write_tensors
 from pum.unlearn.arguments import UnlearnArguments
 from src.models import load_model
@@ -87,6 +87,7 @@ def _begin(private: Path, places: Places, settings: dict[str, Any]) -> Server:
         raise UserError(
             "client_reference server would hand the model itself to the client: an offer holds copies alone"
         )
+    check_apart(private, Path(places.offer))
     if (Path(places.offer) / round_name(0)).exists():
         raise UserError(f"{Path(places.offer) / round_name(0)} is there already; choose another --offer")
     model, tokenizer = load_model(places.model_name, precision(places.dtype, torch.device("cpu")))
@@ -137,6 +138,7 @@ def publish_round(server: Server) -> Path:
         if line is None:
             server.folder.append(written)
         elif line != written:
+            shutil.rmtree(partial)  # with other noise of the same key it must not stay where it can be taken
             raise UserError(f"{target} cannot be written as it was: the libraries or the machine are others")
         partial.rename(target)
         sync_folder(target.parent)

@@ -42,6 +42,13 @@ def offer_place(offer: Path, private: Path) -> str:
     return os.path.relpath(offer.absolute(), private.absolute())
 
 
+def check_apart(one: Path, other: Path) -> None:
+    """Raise `UserError` where two folders, one of them given out, replaced or secret, are or hold each other."""
+    a, b = one.resolve(), other.resolve()
+    if a == b or a in b.parents or b in a.parents:
+        raise UserError(f"{one} and {other} must lie apart: neither may be or hold the other")
+
+
 class Server:
     """An open server folder.
 
@@ -202,12 +209,24 @@ def _write_public_files(
         content = path.read_bytes()
         if path.name in CLEANED:
             found = json.loads(content)
-            kept = {key: found[key] for key in found if not key.startswith("_") and "name_or_path" not in key}
-            content = (json.dumps(kept, indent=2, sort_keys=True) + "\n").encode()
+            if path.name == "config.json":  # others' tools leave names of sources and runs there
+                known = type(config)().to_dict()
+                found = {key: found[key] for key in found if key in known}
+            content = (json.dumps(_cleaned(found), indent=2, sort_keys=True) + "\n").encode()
         write_bytes(path, content)
         files[f"{folder.name}/{path.name}"] = file_digest(path)
     sync_folder(folder)
     return files
+
+
+def _cleaned(value: Any) -> Any:
+    """Without what says where something came from, however deep."""
+    if isinstance(value, list):
+        return [_cleaned(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {key: value[key] for key in value if not key.startswith("_") and "name_or_path" not in key}
+    return {key: _cleaned(entry) for key, entry in kept.items() if key not in ("is_local", "local_files_only")}
 
 
 def _plan_record(plan: NoisePlan) -> Record:

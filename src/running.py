@@ -10,7 +10,9 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -58,7 +60,8 @@ def run(
     loss = settings.loss(task)
     _choose_best_by(settings, args, task)
     data_dir = os.environ.get("DATA_DIR") or None
-    splits = _splits(settings, task, data_dir)
+    with _unsaid(args.rows_are_secret):
+        splits = _splits(settings, task, data_dir)
     digest = configuration_digest(sys.argv[1:] if words is None else words, data_dir)
     run_dir, flat_file = Path(str(args.output_dir)), flat_path(settings, number)
     check_flat_path(flat_file, run_dir)
@@ -66,7 +69,7 @@ def run(
     check = check_resumable if resume else check_run_dir
     on_first(lambda: check(run_dir, overwrite=settings.overwrite_output_dir))
     model, tokenizer = load_trainable(settings, args, task, splits.train[0])
-    train, dev, test = _objectives(settings, task, loss, splits, model, tokenizer, seed=args.seed)
+    train, dev, test = _objectives(settings, args, task, loss, splits, model, tokenizer)
     public = {
         "task": settings.task_name,
         "loss": loss,
@@ -78,6 +81,7 @@ def run(
     if settings.save_on_interrupt:
         trainer.add_callback(StopOnSignal())
     if not resume:  # not before all that can be wrong is known to be right: it may remove an old run
+        trainer.check_new()
         on_first(lambda: prepare_run_dir(run_dir, overwrite=settings.overwrite_output_dir, smoke=settings.smoke))
     begin = time.perf_counter()
     before = {} if settings.no_eval else _evaluated(trainer, dev, test)
@@ -164,21 +168,43 @@ def _splits(settings: RunArguments, task: Task, data_dir: str | None) -> Splits:
     return Splits(drawn.dev, [], drawn.test) if settings.train_on == "dev" else drawn
 
 
+@contextmanager
+def _unsaid(secret: bool) -> Iterator[None]:
+    """Inside, where `secret`, no warning tells of single rows, or how many there are.
+
+    Raises:
+        UserError: a row does not fit; which one is not said.
+    """
+    if not secret:
+        yield
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    except UserError:
+        raise
+    except ValueError:
+        message = "a training row does not fit the model; which one, and why, is not said of secret rows"
+        raise UserError(message) from None
+
+
 def _objectives(
     settings: RunArguments,
+    args: ZOArguments,
     task: Task,
     loss: str,
     splits: Splits,
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    *,
-    seed: int,
 ) -> tuple[Objective, Objective | None, Objective]:
     """Of the training, dev and test sets; the training loss is the one the flags choose."""
-    limits, scoring = settings.limits(), settings.scoring(seed=seed)
+    limits, scoring = settings.limits(), settings.scoring(seed=args.seed)
     try:
+        with _unsaid(args.rows_are_secret):
+            train = task.training_objective(loss, model, tokenizer, splits.train, limits)
         return (
-            task.training_objective(loss, model, tokenizer, splits.train, limits),
+            train,
             task.objective(model, tokenizer, splits.dev, limits, scoring) if splits.dev else None,
             task.objective(model, tokenizer, splits.test, limits, scoring),
         )

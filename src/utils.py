@@ -150,5 +150,6 @@ def prompt_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[list[int]]:
     """Token ids of each text, with the prompt prefix in front and nothing behind."""
     prefix = prompt_prefix(tokenizer)
-    for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]:
+    # What is too long is cut or refused by `Window`, which says so where it may.
+    for ids in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]:
         yield prefix + ids

@@ -88,6 +88,9 @@ class TranscriptWriter:
         return self._writer.chain
 
     def append(self, record: StepRecord) -> None:
+        """`RecordError` where it is not the next step."""
+        if record.step != self.num_steps:
+            raise RecordError(f"step {record.step} is recorded where step {self.num_steps} belongs")
         self._writer.append(
             {
                 "step": record.step,

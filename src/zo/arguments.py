@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import TrainingArguments
@@ -59,7 +59,13 @@ class ExecutionSettings:
 
 @dataclass
 class ZOArguments(StepSettings, ExecutionSettings, TrainingArguments):
-    """`TrainingArguments` with what a zeroth-order step needs. `max_steps` counts the steps, T."""
+    """`TrainingArguments` with what a zeroth-order step needs. `max_steps` counts the steps, T.
+
+    Attributes:
+        rows_are_secret: whether nothing may be said of single training rows, or of how many there are.
+    """
+
+    rows_are_secret: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not self.zo_eps > 0:
@@ -70,11 +76,17 @@ class ZOArguments(StepSettings, ExecutionSettings, TrainingArguments):
             raise UserError(f"max_steps must be at least 1, got {self.max_steps}; every step uses the whole set")
         if self.gradient_accumulation_steps != 1:
             raise UserError("gradient_accumulation_steps must be 1: a step has no gradient to accumulate")
+        if self.auto_find_batch_size:
+            raise UserError("auto_find_batch_size must be off: it would make steps again that are published")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available():
             self.use_cpu = True  # or the library sees one process and no group
         super().__post_init__()
         self.max_grad_norm = 0.0
         self._n_gpu = min(self.n_gpu, 1)  # otherwise Trainer wraps the model in DataParallel
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Checkpoints and uploads hold the arguments as a file: without the hub's token."""
+        return {**self.__dict__, "hub_token": None}
 
     def load_best_on_dev(self, option: str) -> None:
         """Evaluate and save every `eval_steps`, and load the checkpoint that is best on the dev set at the end.

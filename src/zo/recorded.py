@@ -201,6 +201,9 @@ class RecordedTrainer(Trainer):
         """Gives what is trained the best checkpoint's values, whichever file its track has."""
         load_parameters(Path(str(self.state.best_model_checkpoint)), self.space.parameters)
 
+    def check_new(self) -> None:
+        """Raises `UserError` where no new run can begin; called before an old one's folder is emptied."""
+
     def _get_output_dir(self, trial: Any) -> str:
         """Checkpoints lie below the run's folder, beside the transcript."""
         return str(self.run_dir / "checkpoints")

@@ -149,6 +149,15 @@ def test_a_run_is_continued_by_one_run_only(source, tmp_path):
     ]
 
 
+def test_a_run_that_continues_another_is_not_overwritten_by_one_that_could_not(source, tmp_path):
+    first = follow(source, tmp_path / "first")
+    first.train()
+    second = follow(source, tmp_path / "first")  # as the command makes it before it empties the folder
+    with pytest.raises(UserError, match=f"continued by run {run_id(first._random)} already"):
+        second.check_new()
+    make_trainer(tmp_path / "other", **SHORT).check_new()
+
+
 def chained(lines):
     """The lines of a record file with their chain made anew, as a careful forger would."""
     chain, text = "", ""

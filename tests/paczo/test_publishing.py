@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
-from lives import live, make_trainer
+from lives import live, make_dp_trainer, make_trainer
 
 from paczo import bounds
 from paczo.mechanisms import PacMI, PacZPL
@@ -155,28 +156,35 @@ def card_of(trainer):
     return model_card(trainer.privacy(), trainer.public_header(), library="transformers")
 
 
-def test_an_upload_holds_nothing_private(tmp_path, monkeypatch):
-    """The library's upload is replaced; what it would have sent is looked at."""
+@pytest.mark.parametrize("make", [make_trainer, make_dp_trainer])
+def test_an_upload_holds_nothing_private(make, tmp_path, monkeypatch):
+    """The library's upload is replaced; what it would have sent is looked at, of each checkpoint and at the end."""
     from transformers import trainer as library
 
     sent = []
 
     class Hub:
         def upload_folder(self, *, folder_path, **kwargs):
-            sent.append({str(p.relative_to(folder_path)) for p in Path(folder_path).rglob("*")})
+            sent.append({str(p.relative_to(folder_path)): p for p in Path(folder_path).rglob("*")})
+            assert not any(b"hf_TOKEN" in path.read_bytes() for path in sent[-1].values() if path.is_file())
+            job = Future()
+            job.set_result(None)
+            return job
 
         def create_repo(self, name, **kwargs):
             return type("Url", (), {"repo_id": f"me/{name}"})()
 
     monkeypatch.setattr(library, "hf_api", Hub, raising=False)
-    trainer = make_trainer(tmp_path / "run", **SHORT)
+    trainer = make(tmp_path / "run", **SHORT, push_to_hub=True, hub_model_id="me/run", hub_token="hf_TOKEN")
     trainer.train()
+    of_checkpoints = len(sent)
     trainer.push_to_hub()
-    assert trainer.hub_model_id == "me/run"
-    (names,) = sent
-    assert {"model.safetensors", "README.md", "transcript.jsonl"} <= names
-    assert not any("private" in name or "ledger" in name or "head" in name for name in names)
+    assert 0 < of_checkpoints < len(sent)
+    assert {"model.safetensors", "README.md", "transcript.jsonl"} <= sent[-1].keys()
+    assert "not private" in sent[-1]["README.md"].read_text().lower()
+    assert not any(word in name for names in sent for name in names for word in ("private", "ledger", "head"))
     assert trainer.run_dir == tmp_path / "run"
+    assert trainer.args.hub_token == "hf_TOKEN"
 
 
 def test_parameters_are_written_in_one_place_only():

@@ -283,6 +283,15 @@ def test_a_dp_run_does_not_say_how_many_tokens_its_rows_have(text_model):
     assert metrics["kept_front"] == {"layers": 1, "bytes": public * model.config.hidden_size * 4}
 
 
+def test_a_dp_run_does_not_say_which_rows_are_long_or_how_many_there_are(text_model, recwarn):
+    words = ["--task_name", "CB", "--train_as_classification", "--dp_epsilon", "6", "--num_train", "30"]
+    train(text_model, *words, "--max_length", "60", "--num_dev", "0", main=run_dp_zo.main)
+    said = [str(one.message) for one in recwarn if "lose their beginning" in str(one.message)]
+    assert [text.split()[2] for text in said] == ["4"]  # of the test set, which is public
+    with pytest.raises(UserError, match="a training row does not fit the model; which one, and why, is not said"):
+        train(text_model, *words, "--no_truncation", "--max_length", "60", "--output_dir", "b", main=run_dp_zo.main)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
