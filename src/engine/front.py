@@ -77,6 +77,7 @@ class FrozenFront:
                 self._kept[batch] = hidden
             return None
 
+        wrapped = [layer.__dict__.get("forward") for layer in passed_by]  # by checkpointing, or by nothing
         for layer in passed_by:
             layer.forward = _passed_by
         hook = self._entry.register_forward_pre_hook(enter)
@@ -84,28 +85,31 @@ class FrozenFront:
             yield
         finally:
             hook.remove()
-            for layer in passed_by:
-                del layer.forward
+            for layer, forward in zip(passed_by, wrapped, strict=True):
+                if forward is None:
+                    del layer.forward
+                else:
+                    layer.forward = forward
 
     def keep_sequences(self, batches: Sequence[MicroBatch]) -> None:
         """Keeps what was kept of `batches`, which hold every sequence once, for each sequence instead.
 
-        Does nothing where they did not all fit.
+        Does nothing where they did not all fit, or would not fit twice on the way.
         """
         if any(batch not in self._kept for batch in batches):
             return
-        owners, ranks, states = [], [], []
-        for batch in batches:
-            owner, rank, real = self._places(batch)
-            owners.append(owner[real])
-            ranks.append(rank[real])
-            states.append(self._kept.pop(batch).reshape(*real.shape, -1)[real])
+        try:
+            found = [(batch, *self._places(batch)) for batch in batches]
+            sizes = torch.bincount(torch.cat([owner[real] for _, owner, _, real in found]))
+            begins = sizes.cumsum(0) - sizes
+            width = self._kept[batches[0]].shape[-1]
+            states = self._kept[batches[0]].new_empty(int(sizes.sum()), width)
+            for batch, owner, rank, real in found:
+                states[begins[owner[real]] + rank[real]] = self._kept[batch].reshape(*real.shape, width)[real]
+        except torch.cuda.OutOfMemoryError:
+            return
         self._kept.clear()
-        owner = torch.cat(owners)
-        self._sizes = torch.bincount(owner)
-        self._begins = self._sizes.cumsum(0) - self._sizes
-        self._states = torch.empty_like(joined := torch.cat(states))
-        self._states[self._begins[owner] + torch.cat(ranks)] = joined
+        self._states, self._begins, self._sizes = states, begins, sizes
 
     def _put_together(self, states: Tensor, batch: MicroBatch) -> Tensor:
         """As the frozen layers would give it, with a sequence's last state in the place of what is padded."""

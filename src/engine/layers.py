@@ -35,7 +35,7 @@ def checkpointed(model: nn.Module, on: bool) -> Iterator[None]:
         yield
     finally:
         for layer in layers:
-            del layer.forward
+            layer.__dict__.pop("forward", None)
 
 
 def only_head_trained(model: nn.Module) -> bool:

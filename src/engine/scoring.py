@@ -11,7 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from src.engine.batching import Indices, MicroBatch, ScoredSequence, TokenTable, even_cuts, launch_tokens
+from src.engine.batching import (
+    Indices,
+    MicroBatch,
+    ScoredSequence,
+    TokenTable,
+    even_cuts,
+    launch_tokens,
+    partition,
+)
 from src.engine.front import FrozenFront
 from src.engine.head import restricted_head, scored_logits, token_log_probs
 from src.engine.packing import can_pack
@@ -84,9 +92,9 @@ class Scorer:
     def keep_front(self, token_budget: int) -> None:
         """One pass over all samples, behind whose frozen layers passes over any of them begin from now on."""
         if self.front.depth and not self._kept_front:
-            self._kept_front = True
             self.scores(token_budget)
             self.front.keep_sequences(self._plans.pop("scores")[1])
+            self._kept_front = True
 
     def _planned(
         self, kind: str, make: Callable[[int, Indices | None], list[Any]], token_budget: int, rows: Indices | None
@@ -188,11 +196,19 @@ class SequenceScorer(Scorer):
 
     def _make_pieces(self, token_budget: int, rows: Indices | None) -> list[Piece]:
         """A sample's candidates stay together: its loss needs the scores of all."""
-        totals = np.bincount(self.owner, self.table.lengths).astype(np.int64)
-        chosen = np.arange(len(totals)) if rows is None else rows
-        chosen = chosen[np.argsort(totals[chosen], kind="stable")]
+        if self._packs:
+            tokens = np.bincount(self.owner, self.table.lengths).astype(np.int64)
+        else:  # each is padded to the longest
+            tokens = np.zeros(len(self.present), dtype=np.int64)
+            np.maximum.at(tokens, self.owner, self.table.lengths)
+            tokens *= self.width
+        chosen = np.arange(len(tokens)) if rows is None else rows
+        chosen = chosen[np.argsort(tokens[chosen], kind="stable")]
+        budget, least = min(token_budget, self._most_tokens), launch_tokens(self.model, self.device)
+        sizes = tokens[chosen]
+        cuts = even_cuts(sizes, budget) if self._packs else partition(sizes, budget, least)
         found = []
-        for begin, end in itertools.pairwise(even_cuts(totals[chosen], min(token_budget, self._most_tokens))):
+        for begin, end in itertools.pairwise(cuts):
             samples = chosen[begin:end]
             members = np.flatnonzero(np.isin(self.owner, samples))
             batch = self.table.cut(members[np.argsort(self.table.lengths[members], kind="stable")], self._packs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,10 @@ def _runs_files(run_dir: Path) -> list[Path]:
 
 
 def check_run_dir(run_dir: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that holds a run, unless that is a smoke check or is to be overwritten."""
+    """Refuse a folder that cannot be used, or holds a run that is no smoke check and not to be overwritten."""
+    there = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"cannot use the output folder {run_dir}: {there} is no folder that can be written to")
     found = _runs_files(run_dir)
     if found and not overwrite and not (run_dir / "SMOKE").exists():
         names = ", ".join(path.name for path in found)

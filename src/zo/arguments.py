@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar
@@ -20,6 +21,9 @@ LIBRARY_SETTINGS = (
     "lr_scheduler_kwargs",
     "warmup_steps",
 )
+
+
+POLYNOMIAL_END = 1e-7  # the library's, where nothing else is said
 
 
 class RecordedSettings:
@@ -74,6 +78,8 @@ class ZOArguments(StepSettings, ExecutionSettings, TrainingArguments):
             raise UserError(f"zo_derivative must be central or exact, got '{self.zo_derivative}'")
         if self.max_steps < 1:
             raise UserError(f"max_steps must be at least 1, got {self.max_steps}; every step uses the whole set")
+        if not 0 < self.learning_rate < math.inf:
+            raise UserError(f"learning_rate must be positive and finite, got {self.learning_rate}")
         if self.gradient_accumulation_steps != 1:
             raise UserError("gradient_accumulation_steps must be 1: a step has no gradient to accumulate")
         if self.auto_find_batch_size:
@@ -81,6 +87,11 @@ class ZOArguments(StepSettings, ExecutionSettings, TrainingArguments):
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available():
             self.use_cpu = True  # or the library sees one process and no group
         super().__post_init__()
+        if self.lr_scheduler_type == "polynomial":
+            given: Any = self.lr_scheduler_kwargs or {}
+            last = given.get("lr_end", POLYNOMIAL_END)
+            if not self.learning_rate > last:
+                raise UserError(f"a polynomial schedule ends at {last:g}, which learning_rate must lie above")
         self.max_grad_norm = 0.0
         self._n_gpu = min(self.n_gpu, 1)  # otherwise Trainer wraps the model in DataParallel
 

@@ -158,7 +158,7 @@ def card_of(trainer):
 
 @pytest.mark.parametrize("make", [make_trainer, make_dp_trainer])
 def test_an_upload_holds_nothing_private(make, tmp_path, monkeypatch):
-    """The library's upload is replaced; what it would have sent is looked at, of each checkpoint and at the end."""
+    """The library's upload is replaced; what it would have sent is looked at, on the way and at the end."""
     from transformers import trainer as library
 
     sent = []

@@ -251,6 +251,36 @@ def test_nothing_secret_is_in_an_offer(tmp_path: Path) -> None:
             assert abs(correlation) < 6 / math.sqrt(len(noises[0]))
 
 
+def test_an_offer_does_not_say_where_the_model_came_from(tmp_path: Path) -> None:
+    two = p.parties(tmp_path)
+    for name in ("config.json", "tokenizer_config.json"):
+        path = Path(two.model) / name
+        planted = {"finetuned_from": "org/CANARY", "text": {"_name_or_path": "CANARY"}}
+        if name != "config.json":
+            del planted["finetuned_from"]
+        path.write_text(json.dumps({**json.loads(path.read_text()), **planted}))
+    p.publish(two.first())
+    files = [path for path in two.offer().rglob("*") if path.is_file()]
+    assert not [path for path in files if b"CANARY" in path.read_bytes()]
+    load_model(str(two.offer() / "copy1"))
+
+
+def test_the_servers_folder_lies_apart_from_all_others(tmp_path: Path) -> None:
+    two = p.parties(tmp_path)
+    offer = tmp_path / "offer"
+    for private in (offer, offer / "server", tmp_path):
+        with pytest.raises(UserError, match="must lie apart"):
+            publish([*two.first(), "--private", str(private)])
+    assert not offer.exists()
+    p.publish(two.first())
+    p.client(two.work())
+    kept = p.digests(tmp_path)
+    for output in (tmp_path, two.private / "model", offer, two.reply()):
+        with pytest.raises(UserError, match="must lie apart"):
+            p.merge([*two.merging(), "--output_dir", str(output), "--overwrite_output_dir"])
+    assert p.digests(tmp_path) == kept
+
+
 def test_so_they_do_with_noise_that_follows_theta_and_known_alphas(tmp_path: Path) -> None:
     servers = (
         "--copies_m 3 --secret_seed 1 --kappa 0.5 --alphas fixed --local_epochs 1 --clip_update_norm_per_layer"

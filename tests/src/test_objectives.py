@@ -225,3 +225,19 @@ def test_the_learning_task_starts_near_chance():
     task = pretrain()
     accuracy = task.objective(500, seed=2).metrics()["accuracy"]
     assert 0.45 <= accuracy <= 0.6
+
+
+def test_candidates_of_several_tokens_behind_a_sliding_window(tokenizer):
+    """A window counts columns of a cache, so that a short prompt beside a long one would lose its own tokens."""
+    model = make_model("mistral")
+    model.config.sliding_window = 6
+    prompts = ["It was", "the plot of a film so slow and so cold It was", "dull It was"]
+    candidates = [["very great", "so so bad"]] * 3
+
+    def losses(rows):
+        return CandidateScoring(
+            model, tokenizer, [prompts[i] for i in rows], [candidates[i] for i in rows], [0] * len(rows)
+        ).losses()
+
+    alone = torch.cat([losses([row]) for row in range(3)])
+    torch.testing.assert_close(losses([0, 1, 2]), alone, rtol=1e-5, atol=1e-5)

@@ -289,7 +289,9 @@ def test_a_dp_run_does_not_say_which_rows_are_long_or_how_many_there_are(text_mo
     said = [str(one.message) for one in recwarn if "lose their beginning" in str(one.message)]
     assert [text.split()[2] for text in said] == ["4"]  # of the test set, which is public
     with pytest.raises(UserError, match="a training row does not fit the model; which one, and why, is not said"):
-        train(text_model, *words, "--no_truncation", "--max_length", "60", "--output_dir", "b", main=run_dp_zo.main)
+        train(
+            text_model, *words, "--no_truncation", "--max_length", "60", "--output_dir", "b", main=run_dp_zo.main
+        )
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,37 @@ def scored_of(objective):
     return torch.cat([batch.owners for batch in objective.micro_batches()])
 
 
+@pytest.mark.parametrize("each", [False, True])
+def test_layers_that_are_run_a_second_time_may_be_passed_by(each, tokenizer):
+    model = build("opt")
+    space = ParameterSpace(model)
+    kept, _ = objectives(model, tokenizer)
+    whole, _ = objectives(model, tokenizer)
+    without_front(whole)
+    kept.recompute = True
+    if each:
+        kept.keep_front()
+    for step in range(3):
+        found, _ = exact_derivatives(kept, space, SEEDS)
+        truth, _ = exact_derivatives(whole, space, SEEDS)
+        torch.testing.assert_close(found, truth, rtol=1e-5, atol=1e-5)
+        space.apply(StepRecord(step, SEEDS, (1.0, -1.0), 0.1))
+    assert not any("forward" in layer.__dict__ for layer in decoder_layers(model))
+
+
+def test_a_front_that_does_not_fit_twice_is_not_kept_for_each_sample(tokenizer, monkeypatch):
+    model = build("llama")
+    objective, _ = objectives(model, tokenizer)
+    before = objective.losses([2, 0])
+
+    def full(_):
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(torch, "bincount", full)
+    objective.keep_front()
+    torch.testing.assert_close(objective.losses([2, 0]), before, rtol=0, atol=0)
+
+
 def test_what_is_kept_of_each_sample_is_what_the_pass_gave(tokenizer):
     model = build("llama")
     objective, _ = objectives(model, tokenizer)

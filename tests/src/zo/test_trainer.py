@@ -207,6 +207,13 @@ def test_a_warm_up_step_of_rate_zero_passes_the_guard(tmp_path, tokenizer):
         ({"zo_eps": 0.0}, "zo_eps must be positive"),
         ({"max_steps": -1}, "max_steps must be at least 1"),
         ({"gradient_accumulation_steps": 2}, "must be 1"),
+        ({"auto_find_batch_size": True}, "must be off"),
+        ({"learning_rate": -1e-3}, "learning_rate must be positive and finite"),
+        ({"learning_rate": math.nan}, "learning_rate must be positive and finite"),
+        (
+            {"learning_rate": 1e-8, "lr_scheduler_type": "polynomial"},
+            "which learning_rate must lie above",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message, tmp_path):
