@@ -252,6 +252,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--delta needs --eps")
     if args.steps is not None and args.mi is None:
         parser.error("--steps needs --mi")
+    if args.steps is not None and args.steps < 1:
+        parser.error("--steps must be at least 1")
     try:
         if args.steps is not None:
             print(

@@ -23,7 +23,15 @@ fail() { echo "error: $*" >&2; exit 2; }
 on() { [ -n "${!1:-}" ] && [ "${!1}" != 0 ]; }
 
 # A path given relative to the caller's folder, as an absolute one; anything else as it is.
-absolute() { if [ -e "$1" ]; then echo "$(cd "$(dirname "$1")" && pwd)/$(basename "$1")"; else echo "$1"; fi; }
+absolute() {
+    local folder
+    if [ ! -e "$1" ]; then
+        echo "$1"
+        return
+    fi
+    folder=$(cd "$(dirname "$1")" && pwd)
+    echo "${folder%/}/$(basename "$1")"
+}
 
 if [ -n "${DATA_DIR:-}" ]; then
     [ -d "$DATA_DIR" ] || fail "DATA_DIR=$DATA_DIR is no folder"
@@ -42,6 +50,7 @@ choose_interpreter() {
         bash "$ROOT/setup.sh"
         PYTHON=$ROOT/.venv/bin/python
     fi
+    command -v "$PYTHON" > /dev/null || fail "PYTHON=$PYTHON is no interpreter"
 }
 
 # Run a Python module of the project; with DRY_RUN print the command, quoted for the shell.
@@ -70,8 +79,12 @@ shrink() {
     NUM_DEV=${SMOKE_NDEV:-$held_out}
     NUM_EVAL=${SMOKE_NEVAL:-$held_out}
     if [ -n "${MAX_NEW_TOKENS:-}" ]; then MAX_NEW_TOKENS=${SMOKE_NEW_TOKENS:-8}; fi
-    if [ "${PAC_K:-1}" -gt "${SMOKE_K:-4}" ]; then PAC_K=${SMOKE_K:-4}; fi
-    if [ "${DP_K:-1}" -gt "${SMOKE_K:-4}" ]; then DP_K=${SMOKE_K:-4}; fi
+    local name
+    for name in PAC_K DP_K; do
+        if [[ "${!name:-1}" =~ ^[0-9]+$ ]] && [ "${!name:-1}" -gt "${SMOKE_K:-4}" ]; then
+            printf -v "$name" %s "${SMOKE_K:-4}"
+        fi
+    done
 }
 
 # A cell script shows what its own method and track need; a METHOD or TRACK from outside may need more.
@@ -150,6 +163,7 @@ run_cell() {
     if on OVERWRITE; then options+=(--overwrite_output_dir); fi
     if on RESUME; then options+=(--resume_from_checkpoint True); fi
     task_options
+    if on ABSTAIN && [ "$METHOD" != pac-zpl ]; then fail "ABSTAIN=1 belongs to METHOD=pac-zpl"; fi
     case "$METHOD" in
         pac-mi | pac-zpl | non-private)
             pac_options

@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
+from transformers.integrations import get_reporting_integration_callbacks
 
 from src.arguments import RunArguments
 from src.engine.processes import is_first, on_first
@@ -33,7 +34,7 @@ from src.record.folder import check_resumable, check_run_dir, prepare_run_dir
 from src.results import DEV_LABEL, answers, by_split, check_flat_path, flat_path, machine, show, write_results
 from src.samples import Sample
 from src.tasks import Splits, Task, get_task
-from src.utils import UserError, precision
+from src.utils import UserError, one_line, precision
 from src.zo.arguments import ZOArguments
 
 
@@ -68,6 +69,7 @@ def run(
     resume = args.resume_from_checkpoint not in (None, "False", "false", "")
     check = check_resumable if resume else check_run_dir
     on_first(lambda: check(run_dir, overwrite=settings.overwrite_output_dir))
+    _check_reports(args)
     model, tokenizer = load_trainable(settings, args, task, splits.train[0])
     train, dev, test = _objectives(settings, args, task, loss, splits, model, tokenizer)
     public = {
@@ -166,6 +168,15 @@ def _splits(settings: RunArguments, task: Task, data_dir: str | None) -> Splits:
         train_set_seed=settings.train_set_seed or 0,
     )
     return Splits(drawn.dev, [], drawn.test) if settings.train_on == "dev" else drawn
+
+
+def _check_reports(args: ZOArguments) -> None:
+    """`UserError` where what `report_to` names is unknown or not installed."""
+    try:
+        for callback in get_reporting_integration_callbacks(args.report_to):
+            callback()
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise UserError(f"--report_to {' '.join(args.report_to)}: {one_line(error)}") from error
 
 
 @contextmanager

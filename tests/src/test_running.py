@@ -299,6 +299,11 @@ def test_a_dp_run_does_not_say_which_rows_are_long_or_how_many_there_are(text_mo
     [
         (["--task_name", "CB", "--num_dev", "30", "--num_train", "20"], "CB has 36 training rows, fewer than"),
         (["--task_name", "DROP", "--train_as_classification"], "DROP has no loss train_as_classification"),
+        (["--report_to", "wandbb"], "--report_to wandbb: wandbb is not supported"),
+        (
+            ["--output_dir", "/etc/hostname/run"],
+            "cannot use the output folder /etc/hostname/run: /etc/hostname is no",
+        ),
         (["--task_name", "Copa", "--max_length", "9"], "Copa does not fit"),
         (["--task_name", "WIC", "--no_truncation", "--max_length", "40"], "the model takes 40"),
         (["--task_name", "SQuAD", "--non_diff", "--max_length", "4"], "leave no room"),
