@@ -172,11 +172,12 @@ def _splits(settings: RunArguments, task: Task, data_dir: str | None) -> Splits:
 
 def _check_reports(args: ZOArguments) -> None:
     """`UserError` where what `report_to` names is unknown or not installed."""
+    names: Any = args.report_to
     try:
-        for callback in get_reporting_integration_callbacks(args.report_to):
+        for callback in get_reporting_integration_callbacks(names):
             callback()
     except (ImportError, RuntimeError, ValueError) as error:
-        raise UserError(f"--report_to {' '.join(args.report_to)}: {one_line(error)}") from error
+        raise UserError(f"--report_to {' '.join(names)}: {one_line(error)}") from error
 
 
 @contextmanager
