@@ -77,7 +77,9 @@ class ClientArguments(UnlearnArguments):
             raise UserError(f"unknown inner method '{self.method}'; known: {', '.join(METHODS)}")
         if self.data_seed is None:
             self.data_seed = task["data_seed"]
+        given = self.output_dir
         super().__post_init__()
+        self.output_dir = given  # not the library's own in the current folder
 
     @property
     def adapters(self) -> LoraSettings | None:

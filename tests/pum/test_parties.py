@@ -265,8 +265,9 @@ def test_an_offer_does_not_say_where_the_model_came_from(tmp_path: Path) -> None
     load_model(str(two.offer() / "copy1"))
 
 
-def test_the_servers_folder_lies_apart_from_all_others(tmp_path: Path) -> None:
+def test_the_servers_folder_lies_apart_from_all_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     two = p.parties(tmp_path)
+    monkeypatch.chdir(tmp_path)
     offer = tmp_path / "offer"
     for private in (offer, offer / "server", tmp_path):
         with pytest.raises(UserError, match="must lie apart"):
@@ -274,6 +275,7 @@ def test_the_servers_folder_lies_apart_from_all_others(tmp_path: Path) -> None:
     assert not offer.exists()
     p.publish(two.first())
     p.client(two.work())
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"model", "offer", "server", "reply"}
     kept = p.digests(tmp_path)
     for output in (tmp_path, two.private / "model", offer, two.reply()):
         with pytest.raises(UserError, match="must lie apart"):
