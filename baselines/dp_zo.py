@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from baselines.dp_arguments import DPArguments
 from baselines.mechanism import Grid, cost_of_the_grid, noisy_count, poisson_batch, release
 from paczo.bounds import success_for_epsilon
 from paczo.private_run import PrivateRun
+from paczo.publishing import NOT_PRIVATE
 from src.engine.processes import on_first
 from src.objectives import Objective
 from src.record.chain import Record
@@ -152,12 +154,13 @@ class DPZOTrainer(PrivateRun):
             f"The model is ({facts['epsilon']:g}, {facts['delta']:g})-differentially private for training sets"
             f" that differ in one sample (accountant {facts['accountant']}, {self.args.max_steps} steps)."
         )
-        if not facts["private"]:
-            guarantee = (
-                "**Not private:** the secrets of this run are reproducible from a seed, for experiments. With"
-                f" secrets from the operating system this would hold: {guarantee}"
-            )
+        guarantee = guarantee if facts["private"] else NOT_PRIVATE.format(guarantee)
         return f"# Fine-tuned with {facts['mechanism']}\n\n{guarantee}\n\nSecrets: {facts['secrets']}.\n"
+
+    @cached_property
+    def _multipliers(self) -> dict[str, float | None]:
+        """Of each accountant; a search that takes about a second, and every checkpoint has a card."""
+        return {name: _multiplier_or_none(self.args, name) for name in ACCOUNTANTS}
 
     def privacy(self) -> dict[str, Any]:
         """The run's guarantee, with the bound on a balanced membership attack that follows from it.
@@ -175,7 +178,7 @@ class DPZOTrainer(PrivateRun):
             "delta": args.dp_delta,
             "accountant": args.dp_accountant,
             "noise_multiplier": self.noise_multiplier,
-            "noise_multipliers": {name: _multiplier_or_none(args, name) for name in ACCOUNTANTS},
+            "noise_multipliers": self._multipliers,
             "epsilon_of_noise": self.shares.noise,
             "epsilon_of_num_samples": self.shares.count,
             "neighbours": "add or remove one sample",

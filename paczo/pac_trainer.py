@@ -164,8 +164,8 @@ class PACTrainer(PrivateRun):
             except BudgetExhausted:
                 return None
             releases.append(release)
-            facts = {"signs": pack_signs(opinions), "agreement": _agreement(opinions)}
-            lines.append({**diagnostics(release), **facts})
+            told = {"signs": pack_signs(opinions), "agreement": _agreement(opinions)}
+            lines.append({**diagnostics(release), **told})
         self.releases.update(release.kind for release in releases)
         self._note_progress()
         coefficients = tuple(release.bit for release in releases)

@@ -26,6 +26,10 @@ BIT = (
     " drawn exactly from 53 random bits."
 )
 COIN = "Where the subsets disagree the released bit is a coin that depends on no data."
+NOT_PRIVATE = (
+    "**Not private:** the secrets of this run are reproducible from a seed, for experiments. With secrets from"
+    " the operating system this would hold: {}"
+)
 ABSTAIN = "Where the subsets disagree nothing is released, which the adversary could compute himself."
 
 
@@ -94,12 +98,7 @@ def _guarantee(privacy: Mapping[str, Any]) -> str:
         f" {prior:.4f}.{same} A test for one sample has a true positive rate of at most, at a false positive rate:"
         f" {rates}."
     )
-    if privacy["private"]:
-        return text
-    return (
-        "**Not private:** the secrets of this run are reproducible from a seed, for experiments. With secrets from"
-        f" the operating system this would hold: {text}"
-    )
+    return text if privacy["private"] else NOT_PRIVATE.format(text)
 
 
 def write_card(folder: str | Path, text: str) -> None:
