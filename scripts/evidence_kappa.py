@@ -75,6 +75,7 @@ def rows() -> list[Row]:
 class KappaEvidence(TofuEvidence):
     """The plan's runs, from a folder of tiny models."""
 
+    precision = "float32"
     trained = ROWS
 
     def __init__(self, tiny: Path, *args: object, **kwargs: object) -> None:

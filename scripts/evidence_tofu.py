@@ -4,6 +4,7 @@
 first 360 retain rows, and 40 rows of other authors that no model was trained on; `write_subset` says what is
 evaluated. All parameters are trained, the weights float32 and the passes bfloat16 (autocast): a step is often
 smaller than the last bit of a bfloat16 weight. Evaluations are made alike; attacks are float32 throughout.
+`--precision float32` is for processors that do not multiply bfloat16; `--rates_of` takes an earlier plan's rates.
 
 All plain runs come first, at each of their rates; each method's winner is the rate of its other rows. What is
 published began from a retain and a full model; where they are gone they are made again, on such a device, and the
@@ -17,7 +18,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ import torch
 
 from scripts.bench_tools import machine, now, this_device
 from scripts.evidence import ROOT, Evidence, Row, Run
-from scripts.tofu_tables import ATTACKED, FULL, RETAIN, distance
+from scripts.tofu_tables import ATTACKED, FULL, RETAIN, best_rates, distance
 from src.tofu.attacked import attack_rows, verdict
 from src.tofu.logs import EVAL
 from src.utils import Parser, UserError, read_jsonl, run_cli
@@ -35,7 +36,7 @@ PUBLISHED = ROOT / "result" / "published"
 BASE = "smollm2-135m"
 SEED = 0
 RETAIN_ROWS, HOLDOUT_ROWS = 360, 40
-EVALUATED = {"retain_perturbed": 20, "real_authors_perturbed": 20, "world_facts_perturbed": 20}
+EVALUATED = {"retain_perturbed": 20, "real_authors_perturbed": 60, "world_facts_perturbed": 20}
 COPIES, KAPPAS = 4, ("0.1", "0.01")
 EPOCHS, BATCH = 2, 4
 FINETUNE, RETAIN_LOG, PLAIN, PUM, ATTACKS = "finetune", "retain-log", "unlearn", "pum", "attacks"
@@ -55,10 +56,12 @@ RATES: dict[str, tuple[float, ...]] = {
 }
 SCORES = (
     *("forget_quality", "model_utility", "forget_truth_ratio", "forget_Q_A_Prob", "forget_Q_A_ROUGE"),
-    *("retain_Q_A_Prob", "retain_Q_A_ROUGE", "extraction_strength", "privleak", "privleak_vs_half"),
+    *("retain_Q_A_Prob", "retain_Q_A_ROUGE", "ra_Q_A_ROUGE", "extraction_strength"),
+    *("privleak", "privleak_vs_half"),
 )
 DATA = ("--forget_split", "forget01", "--max_new_tokens", "48", "--eval_gradnorm", "False")
-MODELS = ("--max_retain", str(RETAIN_ROWS), "--bf16", "True", "--eval_autocast", "True")
+MODELS = ("--max_retain", str(RETAIN_ROWS))
+PRECISIONS = {"bfloat16": ("--bf16", "True", "--eval_autocast", "True"), "float32": ()}
 TRAINER = ("--use_cpu", str(not torch.cuda.is_available()), "--disable_tqdm", "True", "--seed", str(SEED))
 TRAINING = ("--gradient_accumulation_steps", "1", "--warmup_epochs", "0.5", "--per_device_train_batch_size")
 FINETUNE_EPOCHS, FINETUNE_RATE = 5, 3e-4
@@ -71,17 +74,24 @@ class EvidenceArguments:
     """How long, and where to."""
 
     hours: float = field(default=8.0, metadata={"help": "Begin no run that would end later than that."})
-    workers: int = field(default=1, metadata={"help": "Runs at a time, one thread each."})
+    workers: int = field(default=1, metadata={"help": "Runs at a time."})
+    threads: int = field(default=1, metadata={"help": "Of each run."})
+    precision: str = field(default="bfloat16", metadata={"help": "Of the passes: bfloat16 or float32."})
+    rates_of: str | None = field(
+        default=None, metadata={"help": "JSON of an earlier plan: take each method's rate from there, sweep none."}
+    )
     model_name: str = field(default=BASE, metadata={"help": "SmolLM2-135M, by name or as a folder."})
     output_dir: str = field(default=str(PUBLISHED), metadata={"help": "Where the JSON goes."})
     work_dir: str = field(default="result/evidence/tofu", metadata={"help": "Of the models and the runs' files."})
 
     def __post_init__(self) -> None:
-        if not self.hours > 0 or self.workers < 1:
-            raise UserError("--hours must be positive and --workers at least 1")
+        if not self.hours > 0 or self.workers < 1 or self.threads < 1:
+            raise UserError("--hours must be positive, --workers and --threads at least 1")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"--precision is one of {', '.join(PRECISIONS)}, not {self.precision}")
 
 
-def rows() -> list[Row]:
+def rows(rates: Mapping[str, tuple[float, ...]] = RATES) -> list[Row]:
     """The plan: the two models that everything is compared with, all methods plain, with each noise, and attacks.
 
     `passes` are units of ten seconds of one thread, as measured beforehand.
@@ -91,7 +101,7 @@ def rows() -> list[Row]:
         Row(RETAIN, tuned, 45 * FINETUNE_EPOCHS, 130.0, (FINETUNE_RATE,), module=RETAIN_LOG, seeds=(SEED,)),
         Row(FULL, tuned, 50 * FINETUNE_EPOCHS, 140.0, (FINETUNE_RATE,), module=FINETUNE, seeds=(SEED,)),
     ]
-    made = [method_rows(method, rates) for method, rates in RATES.items()]
+    made = [method_rows(method, tried) for method, tried in rates.items()]
     plan += [row for kind in zip(*made, strict=True) for row in kind]
     attacked = [
         Row(row.name + ATTACKED, (*RELEARNING, *ROUNDING), 10, 30.0, (), row.like or row.name, ATTACKS, (SEED,))
@@ -110,6 +120,24 @@ def method_rows(method: str, rates: tuple[float, ...]) -> list[Row]:
         words = ("--inner_handler", method, *options, *noise)
         found.append(Row(f"{method}, kappa {kappa}", words, steps, 55.0, (), plain, PUM, (SEED,)))
     return found
+
+
+def rates_of(path: Path) -> dict[str, tuple[float, ...]]:
+    """Of each method the rate that an earlier plan's sweep chose.
+
+    Raises:
+        UserError: the file cannot be read, has no retain model, or a method is missing.
+    """
+    try:
+        runs = json.loads(path.read_text("utf-8"))["runs"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"cannot read an earlier plan's runs in {path}: {error}") from error
+    goal = next((run["scores"] for run in runs if run["row"] == RETAIN), None)
+    best = best_rates(runs, goal) if goal else {}
+    missing = [method for method in RATES if method not in best]
+    if missing:
+        raise UserError(f"{path} does not say the rates of {', '.join(missing)}")
+    return {method: (best[method],) for method in RATES}
 
 
 def write_subset(source: Path, folder: Path) -> None:
@@ -144,19 +172,25 @@ class TofuEvidence(Evidence):
 
     Attributes:
         base: what the model was fine-tuned from.
+        precision: of the passes.
         trained: options of every training.
     """
 
     tuning_seed = SEED
     base = BASE
+    precision = "bfloat16"
     trained: tuple[str, ...] = MODELS
 
     def go_on(self, hours: float, workers: int) -> None:
         """As of any plan.
 
         Raises:
-            UserError: runs failed, or the published ones began from models that are gone and cannot be made again.
+            UserError: runs failed, or the published ones have another precision or began from models that are gone
+            and cannot be made again.
         """
+        others = {run.get("precision", self.precision) for run in self.runs} - {self.precision}
+        if others:
+            raise UserError(f"{self._published} has runs in {', '.join(others)}; name another --output_dir")
         for name in (RETAIN, FULL):
             if name in self.rows:
                 self._make_again(self._first(name))
@@ -216,6 +250,7 @@ class TofuEvidence(Evidence):
             "scores": {name: metrics["scores"].get(name) for name in SCORES},
             "train_seconds": seconds["train"],
             "peak_mib": metrics["peak_memory"]["mib"],
+            "precision": self.precision,
             **_cost(run, seconds["train"] + seconds["evaluation"]),
         }
 
@@ -230,7 +265,8 @@ class TofuEvidence(Evidence):
         if row.module == PUM:
             words += ["--kappa_base_model_path", self.base, "--secret_seed", str(run.seed)]
         print(f"{run.folder}: {row.steps} steps", flush=True)
-        self._command([*words, *self._shared, *self.trained, *TRAINER, *row.options, *further], folder)
+        words += [*self._shared, *self.trained, *PRECISIONS[self.precision], *TRAINER, *row.options, *further]
+        self._command(words, folder)
 
     def _attack(self, run: Run) -> dict[str, Any]:
         """Relearning and rounding, of a model that is made again where it is gone; its weights go afterwards."""
@@ -262,12 +298,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     (args,) = Parser(EvidenceArguments).parse(argv)
     if not os.environ.get("DATA_DIR"):
         raise UserError("set DATA_DIR to a folder with TOFU's splits in tofu/")
+    plan = rows(rates_of(Path(args.rates_of)) if args.rates_of else RATES)
     work = ROOT / args.work_dir
     write_subset(Path(os.environ["DATA_DIR"]), work / "data")
     os.environ["DATA_DIR"] = str(work / "data")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    evidence = TofuEvidence(rows(), Path(args.output_dir) / "tofu_evidence.json", Path(args.work_dir), DATA)
-    evidence.base = args.model_name
+    published = Path(args.output_dir) / "tofu_evidence.json"
+    evidence = TofuEvidence(plan, published, Path(args.work_dir), DATA, args.threads)
+    evidence.base, evidence.precision = args.model_name, args.precision
     evidence.go_on(args.hours, args.workers)
 
 

@@ -122,6 +122,36 @@ def test_all_methods_are_planned_with_both_noises_and_attacks():
     assert all(row.rates or row.like in names for row in rows)
 
 
+def test_the_rates_of_an_earlier_plan_are_taken_without_a_sweep(tmp_path):
+    goal = {"forget_Q_A_Prob": 0.1, "forget_Q_A_ROUGE": 0.3, "model_utility": 0.5, "retain_Q_A_Prob": 0.9}
+    runs = [{"row": RETAIN, "scores": goal, "rate": 1e-4}]
+    for number, method in enumerate(METHODS, start=1):
+        for rate, forget in ((1e-5 * number, 0.2), (2e-5 * number, 0.4)):
+            runs.append({"row": f"{method}, plain", "rate": rate, "scores": {**goal, "forget_Q_A_Prob": forget}})
+    write_json(tmp_path / "runs.json", {"runs": runs})
+    rates = evidence_tofu.rates_of(tmp_path / "runs.json")
+    assert rates == {method: (1e-5 * number,) for number, method in enumerate(METHODS, start=1)}
+    assert {row.rates for row in evidence_tofu.rows(rates) if row.module == PLAIN} == set(rates.values())
+    kept = [run for run in runs if not run["row"].startswith(("RMU", "CEU"))]
+    write_json(tmp_path / "runs.json", {"runs": kept})
+    with pytest.raises(UserError, match="does not say the rates of RMU, CEU"):
+        evidence_tofu.rates_of(tmp_path / "runs.json")
+
+
+def test_runs_of_another_precision_are_refused(tmp_path):
+    plan = told(tmp_path, [row for row in evidence_tofu.rows() if row.name in (RETAIN, FULL)])
+    assert all("--bf16" in words for words in plan.commands)
+    other = Told(list(plan.rows.values()), tmp_path / "runs.json", tmp_path / "work", evidence_tofu.DATA)
+    other.precision, other.commands = "float32", []
+    with pytest.raises(UserError, match="runs in bfloat16"):
+        other.go_on(hours=1, workers=1)
+    other = Told(list(plan.rows.values()), tmp_path / "new.json", tmp_path / "other", evidence_tofu.DATA)
+    other.precision, other.commands = "float32", []
+    other.go_on(hours=1, workers=1)
+    assert len(other.commands) == 2
+    assert not any("--bf16" in words for words in other.commands)
+
+
 class Told(TofuEvidence):
     """Notes the commands, and leaves what they would."""
 
@@ -291,10 +321,22 @@ def test_degradation_is_in_points_against_the_plain_run_at_the_same_rate():
     assert "| yes |" in degradation(runs[:4], ("0.01",))
 
 
-@pytest.mark.parametrize("words", [["--hours", "0"], ["--workers", "0"], ["--hours", "nan"]])
-def test_wrong_hours_or_workers_are_refused(words):
-    with pytest.raises(UserError, match="must be positive"):
-        evidence_tofu.main(words)
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--hours", "0"], "must be positive"),
+        (["--hours", "nan"], "must be positive"),
+        (["--workers", "0"], "must be positive"),
+        (["--threads", "0"], "must be positive"),
+        (["--precision", "float16"], "bfloat16, float32, not float16"),
+        (["--rates_of", "/no/file.json"], "cannot read an earlier plan's runs"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_written(words, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "none"))
+    with pytest.raises(UserError, match=message):
+        evidence_tofu.main([*words, "--work_dir", str(tmp_path / "work")])
+    assert not (tmp_path / "work").exists()
 
 
 def test_without_data_the_plan_says_so(monkeypatch):
