@@ -22,6 +22,7 @@ from scripts.tables import accuracy as _accuracy
 from scripts.tables import duration as _duration
 from scripts.tables import markdown as _table
 from scripts.tables import measured_on as _measured_on
+from scripts.tofu_drawing import tofu_svg
 from scripts.tofu_tables import kappa_evidence, tofu_degradation, tofu_evidence
 from scripts.track_tables import learning_tracks, tasks, tracks
 from src.pages import standalone
@@ -66,9 +67,12 @@ def _of_gpus(content: dict[str, Figures], wanted: bool) -> dict[str, Figures]:
 
 def drawings(folder: Path = PUBLISHED) -> dict[str, str]:
     """Content of each drawing that can be made, by file name."""
-    path = folder / "sst2_evidence.json"
-    drawing = evidence_svg(json.loads(path.read_text("utf-8"))) if path.exists() else ""
-    return {f"{path.stem}.svg": standalone(drawing)} if drawing else {}
+    makers = {"sst2_evidence": evidence_svg, "tofu_evidence": lambda published: tofu_svg(published["runs"])}
+    paths = {name: folder / f"{name}.json" for name in makers}
+    found = {
+        name: makers[name](json.loads(path.read_text("utf-8"))) for name, path in paths.items() if path.exists()
+    }
+    return {f"{name}.svg": standalone(drawing) for name, drawing in found.items() if drawing}
 
 
 def speed(content: dict[str, Figures]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterable, Sequence
 
@@ -64,7 +63,9 @@ def tofu_evidence(content: dict[str, Figures]) -> str:
             scores = [_number(run["scores"].get(key)) for _, key in SCORES]
             rows.append((name, *scores, *_attacks(attacked), f"{run['rate']:g}", f"{run['train_seconds']:.0f}"))
     head = ("model", *(title for title, _ in SCORES), "relearned", "int4", "verdict", "rate", "seconds")
-    return markdown(head, rows) + measured_on(list(found.values()))
+    what = "Forget against retain probability by method and rate, and what PUM's noise changes of both"
+    drawing = f"\n![{what}](result/published/tofu_evidence.svg)\n" if rows else ""
+    return markdown(head, rows) + measured_on(list(found.values())) + drawing
 
 
 def _attacks(run: Figures | None) -> tuple[str, str, str]:
@@ -93,25 +94,34 @@ def degradation(runs: Sequence[Figures], kappas: Sequence[str]) -> str:
 
     The last column says whether both stay within a point at the most noise, in every draw.
     """
-    measured = dict(zip(("forget", "retain"), PROBABILITIES, strict=True))
     plain = _as_with_noise(runs)
     rows = []
-    for method, base in plain.items():
-        cells, worst = [], 0.0
-        for kappa in kappas:
-            row = f"{method}, kappa {kappa}"
-            mine = [run["scores"] for run in runs if run["row"] == row and run["rate"] == base["rate"]]
-            for key in measured.values():
-                changes = [one[key] - base["scores"][key] for one in mine]
-                cells.append(_points(changes))
-                if kappa == kappas[-1]:
-                    worst = max([worst, *map(abs, changes)]) if changes else float("nan")
-        start = [_number(base["scores"][key]) for key in measured.values()]
-        holds = "" if math.isnan(worst) else "yes" if worst < POINT else "no"
-        rows.append((method, f"{base['rate']:g}", *start, *cells, holds))
-    noises = [f"{name}, kappa {kappa}" for kappa in kappas for name in measured]
-    head = ("method", "rate", *(f"{name}, plain" for name in measured), *noises, f"within 1 point at {kappas[-1]}")
+    for method, found in changes(runs, kappas).items():
+        most = [abs(one) for key in PROBABILITIES for one in found[kappas[-1], key]]
+        holds = "" if not most else "yes" if max(most) < POINT else "no"
+        start = [_number(plain[method]["scores"][key]) for key in PROBABILITIES]
+        rows.append((method, f"{plain[method]['rate']:g}", *start, *map(_points, found.values()), holds))
+    names = ("forget", "retain")
+    noises = [f"{name}, kappa {kappa}" for kappa in kappas for name in names]
+    head = ("method", "rate", *(f"{name}, plain" for name in names), *noises, f"within 1 point at {kappas[-1]}")
     return markdown(head, rows) + measured_on(runs)
+
+
+def changes(runs: Sequence[Figures], kappas: Sequence[str]) -> dict[str, dict[tuple[str, str], list[float]]]:
+    """Of each method with runs on perturbed copies: noise, score -> by how much each draw differs from the plain
+    run at the same rate, in the order of `kappas` and `PROBABILITIES`."""
+    found = {}
+    for method, base in _as_with_noise(runs).items():
+        found[method] = {
+            (kappa, key): [
+                run["scores"][key] - base["scores"][key]
+                for run in runs
+                if run["row"] == f"{method}, kappa {kappa}" and run["rate"] == base["rate"]
+            ]
+            for kappa in kappas
+            for key in PROBABILITIES
+        }
+    return found
 
 
 def _as_with_noise(runs: Sequence[Figures]) -> dict[str, Figures]:
@@ -125,9 +135,9 @@ def _as_with_noise(runs: Sequence[Figures]) -> dict[str, Figures]:
     return found
 
 
-def _points(changes: Iterable[float]) -> str:
+def _points(differences: Iterable[float]) -> str:
     """Mean and, of several draws, standard deviation of changes, in points."""
-    values = [100 * change for change in changes]
+    values = [100 * one for one in differences]
     if not values:
         return ""
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""

@@ -7,8 +7,11 @@ import shutil
 import threading
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from pum.arguments import PUMArguments
 from pum.run_unlearn import LoraArguments
@@ -16,10 +19,12 @@ from pum.unlearn import METHODS
 from pum.unlearn.arguments import UnlearnArguments
 from pum.unlearn.finetune import FinetuneArguments
 from pum.unlearn.running import RunArguments
-from scripts import evidence_kappa, evidence_tofu
+from scripts import evidence_kappa, evidence_tofu, tofu_drawing
 from scripts.evidence import MOST_FAILURES, Row, Run
 from scripts.evidence_tofu import ATTACKS, PLAIN, PUM, TofuEvidence
+from scripts.tofu_drawing import tofu_svg
 from scripts.tofu_tables import ATTACKED, FULL, RETAIN, degradation, shown, tofu_evidence
+from src.pages import svg
 from src.tofu.attacks import AttackArguments
 from src.utils import Parser, UserError, write_json
 
@@ -319,6 +324,34 @@ def test_degradation_is_in_points_against_the_plain_run_at_the_same_rate():
     assert "| RMU | 1e-05 | 0.2 | 0.5 | +0.0 | +10.0 |  |  |  |" in table
     assert "DPO" not in table  # nothing to compare
     assert "| yes |" in degradation(runs[:4], ("0.01",))
+
+
+def test_the_drawing_has_every_method_and_a_dot_a_draw_with_noise(monkeypatch):
+    assert tofu_svg([]) == ""
+    assert tofu_svg([run_of(RETAIN, 1e-4, 0.1, 0.5)]) == ""
+    runs = [
+        run_of(RETAIN, 1e-4, 0.1, 0.5),
+        run_of("NPO, plain", 2e-5, 0.2, 0.5),
+        run_of("NPO, plain", 1e-5, 0.9, 0.5),
+        run_of("NPO, kappa 0.1", 2e-5, 0.205, 0.48),
+        run_of("NPO, kappa 0.1", 2e-5, 0.19, 0.5),
+        run_of("RMU, plain", 1e-5, 0.3, 0.4),
+    ]
+    figures: list[Figure] = []
+    monkeypatch.setattr(tofu_drawing, "svg", lambda figure: figures.append(figure) or svg(figure))
+    root = ElementTree.fromstring(tofu_svg(runs))
+    words = {text.strip() for text in root.itertext()}
+    assert {"NPO", "RMU", RETAIN, "forget, kappa 0.1"} <= words
+    assert FULL not in words
+    left, right = (
+        {line.get_label(): line.get_xydata().tolist() for line in axes.lines} for axes in figures[0].axes
+    )
+    assert left["NPO"] == [[0.2, 0.5]]
+    assert [[0.2, 0.5], [0.9, 0.5]] not in left.values()  # rates from low to high
+    assert [[0.9, 0.5], [0.2, 0.5]] in left.values()
+    assert np.allclose([x for x, _ in right["forget, kappa 0.1"]], [0.5, -1])
+    assert np.allclose([x for x, _ in right["retain, kappa 0.1"]], [-2, 0])
+    assert not right["forget, kappa 0.01"]
 
 
 @pytest.mark.parametrize(
