@@ -12,7 +12,7 @@ from scripts.tofu_tables import FULL, POINT, PROBABILITIES, RETAIN, changes, sho
 from src.pages import COLOURS, INK, LINE_STYLES, legend, svg
 
 FORGET, KEPT = PROBABILITIES
-MARKS = {"0.01": "o", "0.1": "s"}  # of the noises
+NOISES = {"0.01": "none", "0.1": "full"}  # how dots are filled
 
 
 def tofu_svg(runs: Sequence[Figures]) -> str:
@@ -51,14 +51,13 @@ def _places(runs: Sequence[Figures]) -> tuple[list[float], list[float]]:
 
 
 def _changed(axes: Any, runs: Sequence[Figures]) -> None:
-    found = changes(runs, tuple(MARKS))
+    found = changes(runs, tuple(NOISES))
     axes.axvspan(-100 * POINT, 100 * POINT, color=INK, alpha=0.08, linewidth=0)
-    for place, (key, colour) in enumerate(zip(PROBABILITIES, COLOURS, strict=False)):
-        for noise, mark in MARKS.items():
-            dots = [(100 * one, line) for line, by in enumerate(found.values()) for one in by[noise, key]]
-            name = f"{('forget', 'retain')[place]}, kappa {noise}"
-            x, y = [dot[0] for dot in dots], [dot[1] + 0.24 * place - 0.12 for dot in dots]
-            axes.plot(x, y, mark, color=colour, fillstyle="full" if noise == "0.1" else "none", label=name)
+    for key, name, colour, above in ((FORGET, "forget", COLOURS[0], -0.12), (KEPT, "retain", COLOURS[1], 0.12)):
+        for noise, fill in NOISES.items():
+            dots = [(100 * one, line + above) for line, by in enumerate(found.values()) for one in by[noise, key]]
+            x, y = [dot[0] for dot in dots], [dot[1] for dot in dots]
+            axes.plot(x, y, "o", color=colour, fillstyle=fill, label=f"{name}, kappa {noise}")
     axes.set_yticks(range(len(found)), [*found])
     axes.invert_yaxis()
     axes.set(xlabel="change of probability by PUM's noise, in points")
