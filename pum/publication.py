@@ -184,6 +184,11 @@ def first_reference(args: PUMArguments, model: nn.Module, device: torch.device |
         shapes = [{name: tensor.shape for name, tensor in each.named_parameters()} for each in (source, model)]
         if shapes[0] != shapes[1]:
             raise UserError(f"center_reference_model_path '{path}' has other parameters than the model")
+        own = dict(model.named_parameters())
+        if all(torch.equal(tensor, own[name].to(tensor)) for name, tensor in source.named_parameters()):
+            raise UserError(
+                f"center_reference_model_path '{path}' is the protected model itself, not a public one"
+            )
     return {
         name: parameter.detach().to(device, torch.float32, copy=True)
         for name, parameter in source.named_parameters()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pum.unlearn.base import IGNORED, Batch, Defaults, Reference, Rows, UnlearnMethod
 from pum.unlearn.data import UnlearnData
 from pum.unlearn.settings import MethodSettings
+from src.engine.layers import decoder_layers
 from src.utils import UserError
 
 
@@ -57,6 +58,8 @@ class RMU(UnlearnMethod):
     def check(cls, args: MethodSettings, model: nn.Module, data: UnlearnData) -> None:
         super().check(args, model, data)
         config: Any = model.config
+        if decoder_layers(model) is None:
+            raise UserError(f"{type(model).__name__} has no list of layers, one of which RMU steers")
         if args.rmu_layer is not None and not 0 <= args.rmu_layer < config.num_hidden_layers:
             layers = config.num_hidden_layers
             raise UserError(f"rmu_layer {args.rmu_layer} is outside the model's {layers} layers (counted from 0)")
@@ -83,10 +86,18 @@ class RMU(UnlearnMethod):
         return rmu_loss(self._states(model, rows), before, rows["labels"] != IGNORED)
 
     def _states(self, model: nn.Module | Reference, rows: Rows) -> Tensor:
-        output = model(
-            input_ids=rows["input_ids"],
-            attention_mask=rows["attention_mask"],
-            output_hidden_states=True,
-            use_cache=False,
-        )
-        return output.hidden_states[self.layer + 1]
+        """(B, L, H) of the layer itself: the last entry of `hidden_states` lies behind the final norm."""
+        layers = decoder_layers(model.model if isinstance(model, Reference) else model)
+        assert layers is not None, "check has looked"
+        found: list[Tensor] = []
+        hook = layers[self.layer].register_forward_hook(lambda _, __, output: found.append(_tensor(output)))
+        try:
+            inputs = {"input_ids": rows["input_ids"], "attention_mask": rows["attention_mask"]}
+            model(**inputs, use_cache=False, logits_to_keep=1)
+        finally:
+            hook.remove()
+        return found[0]
+
+
+def _tensor(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]

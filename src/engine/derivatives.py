@@ -54,7 +54,7 @@ def exact_derivatives(
         objective: losses with a derivative, over the model of `space`.
         space: of the trained parameters.
         seeds: of the K directions.
-        samples: which of the objective's samples, None for all.
+        samples: which of the objective's samples, in any order and as often as asked for; None for all.
 
     Returns:
         float32 (K, N) and float32 (N,) on the CPU; float64 where the model is.
@@ -64,7 +64,13 @@ def exact_derivatives(
     """
     objective.check_differentiable()
     taps = Taps(objective.model, space.parameters)
-    table = objective.spread(lambda rows: _within_memory(objective, space, seeds, rows, taps), as_rows(samples))
+    rows, places = as_rows(samples), None
+    if rows is not None:
+        if not len(rows):
+            return torch.empty(len(seeds), 0), torch.empty(0)
+        rows, places = np.unique(rows, return_inverse=True)
+    table = objective.spread(lambda some: _within_memory(objective, space, seeds, some, taps), rows)
+    table = table if places is None else table[torch.from_numpy(places)]
     return table[:, :-1].T.contiguous(), table[:, -1].contiguous()
 
 

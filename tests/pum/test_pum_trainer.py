@@ -11,6 +11,7 @@ from typing import Any
 import pum_models as m
 import pytest
 import torch
+from builders import make_tokenizer
 from torch import Tensor, nn
 
 from pum.aggregate import HarmonicMean
@@ -253,9 +254,16 @@ def test_bad_settings_are_refused_before_anything_runs(tmp_path: Path) -> None:
             {"center_reference_model_path": str(tmp_path / "no"), "center_clip_C_global": 1.0},
             "cannot load model",
         ),
+        (
+            "opt",
+            {"center_reference_model_path": str(tmp_path / "same"), "center_clip_C_global": 1.0},
+            "is the protected model itself",
+        ),
         ("opt", {"copies_m": 1, "sigma_rms": 0.01}, "no zero-sum noise"),
         ("opt", {"local_max_steps": None}, "local steps are not known"),
     ]
+    m.tiny("opt").save_pretrained(tmp_path / "same")
+    make_tokenizer().save_pretrained(tmp_path / "same")
     for model_type, settings, message in cases:
         with pytest.raises(UserError, match=message):
             m.run(m.tiny(model_type), tmp_path, fail, **settings)

@@ -10,14 +10,16 @@ import math
 
 import pytest
 import torch
+from builders import make_model
 
+from pum.unlearn.arguments import UnlearnArguments
 from pum.unlearn.base import IGNORED, kl_to_reference, masked_mean, token_nll
 from pum.unlearn.ceu import ceu_loss
 from pum.unlearn.dpo import dpo_loss
 from pum.unlearn.grad_ascent import grad_ascent_loss
 from pum.unlearn.npo import npo_loss
 from pum.unlearn.pdu import margin_loss, next_multiplier
-from pum.unlearn.rmu import default_layer, random_direction, rmu_loss
+from pum.unlearn.rmu import RMU, default_layer, random_direction, rmu_loss
 from pum.unlearn.satimp import satimp_loss
 from pum.unlearn.simnpo import simnpo_loss
 from pum.unlearn.undial import undial_loss
@@ -169,6 +171,22 @@ def test_rmu_counts_rows_alike_whatever_their_length():
     hidden = torch.tensor([[[1.0], [1.0]], [[3.0], [0.0]]])
     mask = torch.tensor([[True, True], [True, False]])
     close(rmu_loss(hidden, torch.zeros(1), mask), (1 + 9) / 2)
+
+
+@pytest.mark.parametrize("kind", ["llama", "opt"])
+def test_rmu_steers_what_the_layer_gives_at_the_last_one_too(kind, tmp_path):
+    """The library's own last entry of `hidden_states` lies behind the final norm."""
+    model = make_model(kind).eval()
+    decoder = model.model.decoder if kind == "opt" else model.model
+    norm = decoder.final_layer_norm if kind == "opt" else decoder.norm
+    rows = {"input_ids": torch.tensor([[5, 6, 7]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+    hidden = model(**rows, output_hidden_states=True).hidden_states
+    for layer in range(2):
+        method = RMU(UnlearnArguments(str(tmp_path), method="RMU", rmu_layer=layer, use_cpu=True), model)
+        for source in (model, method.frozen):
+            states = method._states(source, rows)
+            assert torch.equal(norm(states) if layer == 1 else states, hidden[layer + 1])
+    assert not torch.equal(states, hidden[-1])
 
 
 def test_rmu_direction_and_layer():

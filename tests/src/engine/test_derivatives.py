@@ -261,6 +261,19 @@ def test_neither_pieces_tiles_nor_samples_matter(build, tokenizer, monkeypatch):
     torch.testing.assert_close(some_losses, losses[[3, 0]], rtol=1e-9, atol=0)
 
 
+def test_samples_may_be_asked_for_in_any_order_twice_or_not_at_all(build, tokenizer):
+    model = build("opt", "lora")
+    objective = CandidateScoring(model, tokenizer, PROMPTS, CANDIDATES["one token"], LABELS)
+    space = ParameterSpace(model)
+    every, losses = exact_derivatives(objective, space, SEEDS)
+    wanted = [3, 1, 3, 0]
+    some, their = exact_derivatives(objective, space, SEEDS, wanted)
+    torch.testing.assert_close(some, every[:, wanted])
+    torch.testing.assert_close(their, losses[wanted])
+    none, no_losses = exact_derivatives(objective, space, SEEDS, [])
+    assert (none.shape, no_losses.shape) == ((len(SEEDS), 0), (0,))
+
+
 def test_layers_may_be_run_a_second_time(build, tokenizer):
     model = build("llama", "full")
     objective, space = scoring(model, tokenizer), ParameterSpace(model)
