@@ -72,14 +72,17 @@ class ZOArguments(StepSettings, ExecutionSettings, TrainingArguments):
     rows_are_secret: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not self.zo_eps > 0:
-            raise UserError(f"zo_eps must be positive, got {self.zo_eps}")
+        for name in ("zo_eps", "learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        for name in ("eval_steps", "save_steps", "logging_steps"):
+            given = getattr(self, name)
+            if given is not None and not given > 0:
+                raise UserError(f"{name} must be positive, got {given}")
         if self.zo_derivative not in ("central", "exact"):
             raise UserError(f"zo_derivative must be central or exact, got '{self.zo_derivative}'")
         if self.max_steps < 1:
             raise UserError(f"max_steps must be at least 1, got {self.max_steps}; every step uses the whole set")
-        if not 0 < self.learning_rate < math.inf:
-            raise UserError(f"learning_rate must be positive and finite, got {self.learning_rate}")
         if self.gradient_accumulation_steps != 1:
             raise UserError("gradient_accumulation_steps must be 1: a step has no gradient to accumulate")
         if self.auto_find_batch_size:
@@ -88,8 +91,8 @@ class ZOArguments(StepSettings, ExecutionSettings, TrainingArguments):
             self.use_cpu = True  # or the library sees one process and no group
         super().__post_init__()
         if self.lr_scheduler_type == "polynomial":
-            given: Any = self.lr_scheduler_kwargs or {}
-            last = given.get("lr_end", POLYNOMIAL_END)
+            options: Any = self.lr_scheduler_kwargs or {}
+            last = options.get("lr_end", POLYNOMIAL_END)
             if not self.learning_rate > last:
                 raise UserError(f"a polynomial schedule ends at {last:g}, which learning_rate must lie above")
         self.max_grad_norm = 0.0

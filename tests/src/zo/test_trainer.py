@@ -205,6 +205,10 @@ def test_a_warm_up_step_of_rate_zero_passes_the_guard(tmp_path, tokenizer):
     ("settings", "message"),
     [
         ({"zo_eps": 0.0}, "zo_eps must be positive"),
+        ({"zo_eps": math.inf}, "zo_eps must be positive and finite"),
+        ({"eval_steps": 0}, "eval_steps must be positive"),
+        ({"logging_steps": -1}, "logging_steps must be positive"),
+        ({"save_steps": math.nan}, "save_steps must be positive"),
         ({"max_steps": -1}, "max_steps must be at least 1"),
         ({"gradient_accumulation_steps": 2}, "must be 1"),
         ({"auto_find_batch_size": True}, "must be off"),
