@@ -23,7 +23,7 @@ from scripts.tables import duration as _duration
 from scripts.tables import markdown as _table
 from scripts.tables import measured_on as _measured_on
 from scripts.tofu_drawing import tofu_svg
-from scripts.tofu_tables import kappa_evidence, tofu_degradation, tofu_evidence
+from scripts.tofu_tables import kappa_evidence, tofu_evidence, tofu_runs
 from scripts.track_tables import learning_tracks, tasks, tracks
 from src.pages import standalone
 
@@ -53,7 +53,7 @@ def tables(folder: Path = PUBLISHED) -> dict[str, str]:
         "sst2_evidence": sst2_evidence,
         "sst2_directions": sst2_directions,
         "tofu_evidence": tofu_evidence,
-        "tofu_degradation": tofu_degradation,
+        "tofu_runs": tofu_runs,
         "kappa_evidence": kappa_evidence,
     }
     texts = {name: make(content) for name, make in makers.items()}

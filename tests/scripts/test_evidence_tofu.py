@@ -23,7 +23,7 @@ from scripts import evidence_kappa, evidence_tofu, tofu_drawing
 from scripts.evidence import MOST_FAILURES, Row, Run
 from scripts.evidence_tofu import ATTACKS, PLAIN, PUM, TofuEvidence
 from scripts.tofu_drawing import tofu_svg
-from scripts.tofu_tables import ATTACKED, FULL, RETAIN, degradation, shown, tofu_evidence
+from scripts.tofu_tables import ATTACKED, FULL, RETAIN, degradation, shown, tofu_evidence, tofu_runs
 from src.pages import svg
 from src.tofu.attacks import AttackArguments
 from src.utils import Parser, UserError, write_json
@@ -297,15 +297,35 @@ def test_the_table_shows_each_row_at_its_best_rate_once_that_is_there():
         run_of("NPO, kappa 0.1", 1e-5, 0.8, 0.5),
         run_of("NPO, plain" + ATTACKED, 1e-5, 0.0, 0.0, **attacks),
     ]
-    table = tofu_evidence({"tofu_evidence": {"runs": runs}})
+    table = tofu_runs({"tofu_evidence": {"runs": runs}})
     assert "| NPO, plain |  | 0.4 |  | 0.5 | 0.9 | 0.3 |  |  | 0.25 | 0.5 | lasts | 1e-05 | 2 |" in table
     better = [*runs, run_of("NPO, plain", 2e-5, 0.2, 0.5)]
-    table = tofu_evidence({"tofu_evidence": {"runs": better}})
+    table = tofu_runs({"tofu_evidence": {"runs": better}})
     assert (
         "| NPO, plain |  | 0.4 |  | 0.5 | 0.2 | 0.3 |  |  |  |  |  | 2e-05 | 2 |" in table
     )  # attacked at another rate
     assert shown(better)["NPO, kappa 0.1"]["rate"] == 1e-5
-    assert tofu_evidence({}).count("\n| ") == 1  # a head alone, which is not shown
+    assert all(table({}).count("\n| ") == 1 for table in (tofu_evidence, tofu_runs))  # a head alone: not shown
+
+
+def test_the_short_table_has_a_row_a_method_and_what_noise_changes_of_it():
+    runs = [
+        run_of(RETAIN, 1e-4, 0.1, 0.5),
+        run_of("NPO, plain", 1e-5, 0.9, 0.5),
+        run_of("NPO, plain", 2e-5, 0.2, 0.5),
+        run_of("NPO, kappa 0.1", 2e-5, 0.205, 0.48),
+        run_of("RMU, plain", 1e-5, 0.3, 0.4),
+        run_of("NPO, plain" + ATTACKED, 2e-5, 0.0, 0.0),
+    ]
+    table = tofu_evidence({"tofu_evidence": {"runs": runs}})
+    rows = [line for line in table.splitlines() if line.startswith("| ")][2:]
+    assert [row.split(" | ")[0] for row in rows] == [f"| {RETAIN}", "| NPO", "| RMU"]
+    assert rows[1].endswith(" |  | +0.5, -2.0 | 2e-05 |")
+    assert rows[2].endswith(" |  |  | 1e-05 |")
+    late = [run for run in runs if run["rate"] != 2e-5 or "kappa" in run["row"]]
+    late += [run_of("NPO, plain", 3e-5, 0.2, 0.5), run_of("NPO, plain", 2e-5, 0.3, 0.5)]
+    table = tofu_evidence({"tofu_evidence": {"runs": late}})
+    assert " |  |  | 3e-05 |" in table  # the noise was measured at a rate that another has beaten since
 
 
 def test_degradation_is_in_points_against_the_plain_run_at_the_same_rate():
