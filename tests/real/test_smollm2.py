@@ -119,7 +119,7 @@ def test_a_cell_runs_on_real_data(cell, data_dir, tmp_path):
 
 
 def test_the_example_of_the_readme_runs(tmp_path):
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "paczo" / "README.md").read_text()
     (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len([line for line in example.splitlines() if line.strip()]) <= 18
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
