@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from src.engine.decoding import Decoding
 from src.samples import Limits, Scoring
 from src.tasks import Task, get_task
-from src.utils import UserError
+from src.utils import UserError, precision
 
 TRACKS = ("lora", "prefix_tuning", "head_tuning")
 
@@ -92,6 +94,8 @@ class ModelArguments:
         chosen = [f"--{name}" for name in TRACKS if getattr(self, name)]
         if len(chosen) > 1:
             raise UserError(f"choose one track: {' and '.join(chosen)} exclude each other")
+        for name in (self.dtype, self.lora_dtype or "auto"):
+            precision(name, torch.device("cpu"))  # refuses what it does not know
 
     @property
     def track(self) -> str:

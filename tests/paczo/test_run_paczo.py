@@ -173,7 +173,8 @@ def test_a_smoke_check_may_be_replaced_by_any_run(tmp_path, model_folder):
         (["--pac_zpl", "--task_name", "SQuAD", "--train_as_classification"], [], "SQuAD has no loss train_as"),
         (["--pac_zpl", "--max_new_tokens", "0"], [], "max_new_tokens must be at least 1"),
         (["--pac_zpl", "--resume_from_checkpoint", "True"], [], "holds no run to resume"),
-        (["--pac_zpl", "--dtype", "int8"], [], "unknown dtype"),
+        (["--pac_zpl", "--dtype", "int8"], [], "unknown dtype 'int8'"),
+        (["--pac_zpl", "--lora", "--lora_dtype", "int8"], [], "unknown dtype 'int8'"),
         (["--pac_zpl", "--lr_scheduler_type", "zigzag"], [], "lr_scheduler_type"),
     ],
 )
