@@ -88,8 +88,8 @@ class PACArguments(PACSettings, ZOArguments):
             raise UserError("--pac_continue_from excludes --no_privacy, which keeps no account of the secret")
         if self.pac_m < 2 or self.pac_m % 2:
             raise UserError(f"pac_m must be even and at least 2, got {self.pac_m}")
-        if not self.pac_clip > 0:
-            raise UserError(f"pac_clip must be positive, got {self.pac_clip}")
+        if not 0 < self.pac_clip < math.inf:
+            raise UserError(f"pac_clip must be positive and finite, got {self.pac_clip}; 1e9 clips nothing")
         if self.pac_k < 1:
             raise UserError(f"pac_k must be at least 1, got {self.pac_k}")
         if self.pac_sampling_rate is not None:

@@ -25,6 +25,7 @@ from paczo.run_mechanism import Mechanism, diagnostics, make_mechanism, mechanis
 from src.engine.processes import on_first
 from src.objectives import Objective
 from src.record.chain import Record, RecordError
+from src.record.steps import Transcript
 
 
 class PACTrainer(PrivateRun):
@@ -132,10 +133,24 @@ class PACTrainer(PrivateRun):
         self._note_progress()
 
     def start_records(self, head: Record) -> None:
-        """As the base's; a continued run is claimed, so that no other one starts from its posterior."""
+        """As the base's; then a continued run is claimed, so that no other one starts from its posterior.
+
+        By then the key that names the claimant is on the disk, and nothing has been released.
+        """
+        if self.args.pac_continue_from is not None:
+            check_free(Path(self.args.pac_continue_from), self.run_dir)
+        super().start_records(head)
+        self._claim()
+
+    def load_records(self) -> Transcript | None:
+        """As the base's; a run that was killed before it claimed the one that it continues does so now."""
+        transcript = super().load_records()
+        self._claim()
+        return transcript
+
+    def _claim(self) -> None:
         if self.args.pac_continue_from is not None:
             claim(Path(self.args.pac_continue_from), run_id(self._random))
-        super().start_records(head)
 
     def recorded_loss(self, step: int) -> float:
         if self._past_ledger is None or step >= len(self._past_ledger.steps):

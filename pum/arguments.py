@@ -87,7 +87,8 @@ class PUMArguments(UnlearnArguments):
         default=None, metadata={"help": "Sensitivity of all together, split as D/sqrt(L)."}
     )
     dp_use_worstcase_alpha: bool = field(
-        default=True, metadata={"help": "S_alpha = m/alpha_min^2, else its mean over uniform alphas."}
+        default=True,
+        metadata={"help": "S_alpha = m/alpha_min^2, else its mean over alphas, where these are drawn uniformly."},
     )
     dp_accounting: str = field(
         default="paper",
@@ -155,6 +156,11 @@ class PUMArguments(UnlearnArguments):
             raise UserError(f"unknown inner method '{self.method}'; known: {', '.join(METHODS)}")
         super().__post_init__()
         self._n_gpu = min(self.n_gpu, 1)  # otherwise Trainer wraps the model in DataParallel
+
+    @property
+    def worst_case_alpha(self) -> bool:
+        """Whether S_alpha is m/alpha_min^2; its mean over uniform alphas says nothing of fixed ones."""
+        return self.dp_use_worstcase_alpha or self.alphas == "fixed"
 
     @property
     def orders(self) -> Sequence[float]:

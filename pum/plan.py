@@ -236,7 +236,7 @@ def _calibrate(args: PUMArguments, groups: list[list[int | None]], widths: list[
             args.alpha_max,
             orders=args.orders,
             allocation=args.dp_per_layer_allocation,
-            worst_case=args.dp_use_worstcase_alpha,
+            worst_case=args.worst_case_alpha,
         )
     except InfeasibleBudget as error:
         plan.warnings.append(f"no calibration is feasible, the manual sigma stays: {error}")

@@ -100,7 +100,7 @@ def _paper(plan: NoisePlan, args: PUMArguments) -> dict[str, Any]:
         args.alpha_max,
         _delta(args),
         orders=args.orders,
-        worst_case=args.dp_use_worstcase_alpha,
+        worst_case=args.worst_case_alpha,
     )
     note = "the guide's formula, which adds up the copies as if their noises were independent; not a bound"
     if math.isinf(epsilon):

@@ -81,7 +81,7 @@ def run_cli(main: Callable[[], None]) -> NoReturn:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file; a missing or damaged file raises `UserError` naming path and line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # JSON may hold other line separators
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check DATA_DIR") from error
     rows = []

@@ -42,6 +42,7 @@ DEFAULTS = {
     "smoke": False,
     "zo_inplace": False,
     "weight_decay": 0.0,
+    "warmup_steps": 0,
     "train_on": "train",
     "max_length": 2048,
     "no_truncation": False,
@@ -50,7 +51,13 @@ DEFAULTS = {
     "num_beams": 1,
     "eos_token": "\n",
 }
-PAC_DEFAULTS = {"pac_adaptive_mi": True, "pac_disjoint_pairs": False, "pac_sampling_rate": None}
+PAC_DEFAULTS = {
+    "pac_adaptive_mi": True,
+    "pac_disjoint_pairs": False,
+    "pac_sampling_rate": None,
+    "pac_zpl_abstain": False,
+    "pac_continue_from": None,
+}
 
 
 def is_cell(cell: Cell, found: dict[str, Any]) -> bool:
@@ -59,7 +66,7 @@ def is_cell(cell: Cell, found: dict[str, Any]) -> bool:
     wanted: dict[str, Any] = {name: read(shown[v]) for v, (name, read) in SETTINGS.items() if v in shown}
     wanted |= {"lora": cell["track"] == "lora", "prefix_tuning": False, "head_tuning": False, **DEFAULTS}
     if cell["method"] in DP_METHODS:
-        wanted["dp_clip"] = float(cell["clip"])
+        wanted |= {"dp_clip": float(cell["clip"]), "dp_accountant": "rdp"}
     else:
         wanted |= {
             "pac_clip": float(cell["clip"]),

@@ -67,6 +67,8 @@ class UnlearnArguments(MethodSettings, TrainingArguments):
         self._share_batch(processes)
         if processes > 1 and not torch.cuda.is_available():
             self.use_cpu = True  # or the library sees one process and no group, and each trains for itself
+        if self.dataloader_num_workers:
+            raise UserError("dataloader_num_workers must be 0: rows are drawn by one generator, in their order")
         if self.num_train_epochs is None:
             self.num_train_epochs = method.epochs
         if hasattr(self, "activation_checkpointing") and self.gradient_checkpointing is not None:
@@ -80,7 +82,11 @@ class UnlearnArguments(MethodSettings, TrainingArguments):
         self._n_gpu = min(self.n_gpu, 1)  # otherwise Trainer wraps the model in DataParallel
 
     def _share_batch(self, processes: int) -> None:
-        """Leave each of several processes its part of the effective batch, which stays what it is in one."""
+        """Leave each of several processes its part of the effective batch, which stays what it is in one.
+
+        Where micro-batches themselves have to be cut, means over tokens are taken in each part: a short row's
+        tokens then weigh more than in one process.
+        """
         batch, accumulation = self.per_device_train_batch_size, self.gradient_accumulation_steps
         self.whole_step = (batch, accumulation)  # rows of a micro-batch, and how many of them a step has
         if accumulation % processes == 0:

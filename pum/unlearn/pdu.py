@@ -69,7 +69,7 @@ class PDU(UnlearnMethod):
         average_(self._retain_losses)
         losses = [float(loss) for loss in self._retain_losses]
         self._retain_losses.clear()
-        if not losses or epoch < self.setting("pdu_warmup_epochs"):
+        if not losses or epoch <= self.setting("pdu_warmup_epochs"):
             return
         eps, step = self.setting("pdu_retain_loss_eps"), self.setting("pdu_step")
         self.alpha = next_multiplier(self.alpha, sum(losses) / len(losses), eps, step)

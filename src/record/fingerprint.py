@@ -12,14 +12,21 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-_PLAIN = (str, bytes, int, float, bool, complex, type(None), torch.dtype, torch.device)
+# How a pass is carried out is no data: where, in which pieces (on a GPU budgets follow its free memory), and what
+# an earlier pass has left.
+_EXECUTION = {
+    *("token_budget", "derivative_budget", "recompute", "device"),
+    *("front", "_kept_front", "_plans", "_packs", "_most_tokens"),
+}
+_PLAIN = (str, bytes, int, float, bool, complex, type(None), torch.dtype)
 
 
 def data_fingerprint(objective: Any) -> str:
     """SHA-256 in hexadecimal over the tensors, arrays, numbers and texts that an objective holds.
 
-    Two objectives of one class over the same samples, with the same tokens and micro-batches, have the same
-    one. The model and the tokenizer play no part; nor does what is neither a container nor data.
+    Two objectives of one class over the same samples, with the same tokens, have the same one, wherever and in
+    whatever micro-batches they are evaluated. The model and the tokenizer play no part, nor does what is neither a
+    container nor data.
     """
     digest = hashlib.sha256()
     _add(digest, objective, set())
@@ -71,7 +78,9 @@ def _parts(value: Any) -> list[Any]:
         return sorted(value, key=repr)
     if is_dataclass(value):
         return [part for field in fields(value) for part in (field.name, getattr(value, field.name))]
-    return [part for pair in sorted(vars(value).items()) for part in pair] if hasattr(value, "__dict__") else []
+    if not hasattr(value, "__dict__"):
+        return []
+    return [part for pair in sorted(vars(value).items()) if pair[0] not in _EXECUTION for part in pair]
 
 
 def _bytes(array: torch.Tensor | np.ndarray) -> bytes:

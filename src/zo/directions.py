@@ -43,7 +43,11 @@ class NoiseTile(NamedTuple):
 
 
 def direction_seeds(run_seed: int, step: int, num_directions: int) -> tuple[int, ...]:
-    """The public seeds of a step's directions, 48-bit and unrelated between steps, directions and runs."""
+    """The public seeds of a step's directions, unrelated between steps, directions and runs.
+
+    They have 48 bits, of which a CPU's generator takes the lower 32: among 128,000 directions two are expected to
+    be alike.
+    """
     names = (f"direction/{run_seed}/{step}/{k}" for k in range(num_directions))
     return tuple(int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") for name in names)
 

@@ -37,6 +37,7 @@ def configuration(cell):
         "max_new_tokens": 50,
         "zo_inplace": False,
         "weight_decay": 0.0,
+        "warmup_steps": 0,
         "prefix_tuning": False,
         "head_tuning": False,
         "train_on": "train",
@@ -50,7 +51,7 @@ def configuration(cell):
     }
     if is_dp:
         dp = {"dp_k": int(cell["K"]), "dp_clip": 25.0, "dp_epsilon": number["epsilon"], "dp_delta": 1e-5}
-        return {**found, **dp, "dp_sample_rate": 0.064}
+        return {**found, **dp, "dp_sample_rate": 0.064, "dp_accountant": "rdp"}
     mechanism = {
         "pac_m": int(cell["M"]),
         "pac_k": int(cell["K"]),
@@ -63,6 +64,8 @@ def configuration(cell):
         "pac_adaptive_mi": True,
         "pac_disjoint_pairs": False,
         "pac_sampling_rate": None,
+        "pac_zpl_abstain": False,
+        "pac_continue_from": None,
     }
     return {**found, **mechanism}
 

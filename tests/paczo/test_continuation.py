@@ -149,6 +149,25 @@ def test_a_run_is_continued_by_one_run_only(source, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("death", ["before its ledger", "before its claim"])
+def test_a_run_killed_before_it_claims_another_goes_on_and_bars_no_one(death, source, tmp_path, monkeypatch):
+    def die(*_):
+        raise KeyboardInterrupt
+
+    where = {"before its ledger": "paczo.private_run.Ledger", "before its claim": "paczo.pac_trainer.claim"}
+    with monkeypatch.context() as patch:
+        patch.setattr(where[death], die)
+        with pytest.raises(KeyboardInterrupt):
+            follow(source, tmp_path / "second").train()
+    assert not (source / "private" / "continued_by").exists()
+    begun = death == "before its claim"
+    again = follow(source, tmp_path / "second")
+    again.train(resume_from_checkpoint=begun)
+    assert (source / "private" / "continued_by").read_text().strip() == run_id(again._random)
+    with pytest.raises(UserError, match="already"):
+        follow(source, tmp_path / "third", pac_secret_seed=15)
+
+
 def test_a_run_that_continues_another_is_not_overwritten_by_one_that_could_not(source, tmp_path):
     first = follow(source, tmp_path / "first")
     first.train()

@@ -342,6 +342,7 @@ def test_a_spent_budget_ends_the_training(task, tmp_path, monkeypatch):
         ({"pac_zpl": True, "pac_m": 7}, "even"),
         ({"pac_zpl": True, "pac_m": 0}, "even"),
         ({"pac_zpl": True, "pac_clip": 0.0}, "pac_clip must be positive"),
+        ({"pac_zpl": True, "pac_clip": math.inf}, "pac_clip must be positive and finite, got inf; 1e9 clips"),
         ({"pac_zpl": True, "pac_k": 0}, "pac_k must be at least 1"),
         ({"pac_zpl": True, "pac_sampling_rate": 2, "pac_disjoint_pairs": True}, "exclude each other"),
         ({"pac_zpl": True, "pac_sampling_rate": 8}, "between 1 and pac_m - 1 = 7"),

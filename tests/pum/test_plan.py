@@ -143,6 +143,10 @@ def test_paper_calibration_per_layer() -> None:
     assert found["bound_void_for"] == {"parameters": ["embed"], "share": 0.1}
     assert found["sensitivities"]["enforced"] is False
     assert told(args, public=True)["sensitivities"]["enforced"] is True
+    # The mean over uniform alphas says nothing of fixed ones, which add up to more.
+    own = {"dp_use_worstcase_alpha": False, "dp_epsilon": 4.0, "dp_delta": 1e-5, "alphas": "fixed"}
+    fixed = arguments(**own, dp_sensitivity_per_layer_l2=[1.0, 3.0], rounds_R=2)
+    assert [make_plan(fixed, 2).sigmas[layer] for layer in (0, 1)] == expected
     # A global threshold makes the rest one more group.
     covered = arguments(
         dp_epsilon=4.0, dp_delta=1e-5, dp_sensitivity_per_layer_l2=[1.0, 3.0], center_clip_C_global=0.25

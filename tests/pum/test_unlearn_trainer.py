@@ -325,9 +325,14 @@ def test_method_arguments_in_one_text(tmp_path, capsys):
         make_args(tmp_path, "NPO", method_args="beta=1", beta=2.0)
 
 
+def test_workers_that_would_draw_the_same_rows_are_refused(tmp_path):
+    with pytest.raises(UserError, match="dataloader_num_workers must be 0"):
+        make_args(tmp_path, dataloader_num_workers=2)
+
+
 def test_pdu_moves_its_multiplier_after_the_warm_up(tmp_path):
     settings = {"alpha": 1.0, "pdu_step": 2.0, "pdu_retain_loss_eps": 0.0, "pdu_warmup_epochs": 1.0}
-    args = make_args(tmp_path, "PDU", num_train_epochs=1, **settings)
+    args = make_args(tmp_path, "PDU", num_train_epochs=2, **settings)
     trainer = UnlearnTrainer(make_model("llama"), args, make_data())
     retain_losses = []
     original = trainer.method.retain_loss
@@ -339,9 +344,9 @@ def test_pdu_moves_its_multiplier_after_the_warm_up(tmp_path):
 
     trainer.method.retain_loss = recording
     trainer.train()
-    assert len(retain_losses) == 2
-    # The first step ends at half an epoch, within the warm-up; the second ends it.
-    assert trainer.method.alpha == pytest.approx(1.0 + 2.0 * retain_losses[1])
+    assert len(retain_losses) == 4
+    # Two steps an epoch: the second one ends the warm-up, those after it count.
+    assert trainer.method.alpha == pytest.approx(1.0 + 2.0 * sum(retain_losses[2:]))
 
 
 def test_identical_results_of_two_methods_raise_a_warning(tmp_path):

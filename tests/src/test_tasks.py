@@ -125,6 +125,13 @@ def test_damaged_lines_are_named(text, message, tmp_path):
         read_jsonl(path)
 
 
+def test_line_separators_within_a_text_end_no_line(tmp_path):
+    rows = [{"sentence": "one\u2028two\u0085three"}, {"sentence": "four"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode())
+    assert read_jsonl(path) == rows
+
+
 def test_an_unreachable_hub_is_one_line(monkeypatch):
     import datasets
 

@@ -46,11 +46,12 @@ def test_truth_ratio_means():
 
 def test_forget_quality_is_the_p_value_of_the_ks_test():
     rng = np.random.default_rng(0)
-    one, other = rng.normal(size=40), rng.normal(0.5, size=30)
+    one, other = np.exp(rng.normal(size=40)), np.exp(rng.normal(0.5, size=30))
     assert metrics.forget_quality(one, other) == stats.ks_2samp(one, other).pvalue
     # Two samples of two without overlap: D = 1, and 2 of the 6 orders are as extreme.
     assert metrics.forget_quality([1.0, 2.0], [3.0, 4.0]) == pytest.approx(1 / 3)
     assert metrics.forget_quality([1.0, 2.0], [1.0, 2.0]) == 1.0
+    assert metrics.forget_quality([1e-40, 1e-60], [1e-30, 1e-50]) == 1.0  # 1/(r + 1e-10) ties them all
     with pytest.raises(ValueError, match="both models"):
         metrics.forget_quality([], [1.0])
 
