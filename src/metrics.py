@@ -86,15 +86,3 @@ def f1_score(prediction: str, golds: Sequence[str]) -> float:
     if golds[0] in UNANSWERABLE:
         return float(normalize_answer(prediction) == normalize_answer(golds[0]))
     return max(_token_f1(prediction, gold) for gold in golds)
-
-
-def exact_match(prediction: str, golds: Sequence[str]) -> float:
-    """1.0 if the normalised prediction equals any normalised gold answer, else 0.0.
-
-    An empty prediction matches a gold answer that is empty after normalisation.
-
-    Raises:
-        ValueError: `golds` is an empty list or a bare string.
-    """
-    _require_golds(golds)
-    return float(any(normalize_answer(prediction) == normalize_answer(gold) for gold in golds))
