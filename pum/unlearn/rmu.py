@@ -71,6 +71,10 @@ class RMU(UnlearnMethod):
         config: Any = model.config
         chosen = self.settings["rmu_layer"]
         self.layer = default_layer(config.num_hidden_layers) if chosen is None else int(chosen)
+        layers = decoder_layers(model)
+        assert layers is not None, "check has looked"
+        # Of whatever wraps the model, for several processes say, and of the reference it is the same module.
+        self._steered = layers[self.layer]
         self.target = self.setting("rmu_coeff") * random_direction(config.hidden_size, args.seed)
         self.compares_states = args.retain_loss_type is None
 
@@ -87,10 +91,8 @@ class RMU(UnlearnMethod):
 
     def _states(self, model: nn.Module | Reference, rows: Rows) -> Tensor:
         """(B, L, H) of the layer itself: the last entry of `hidden_states` lies behind the final norm."""
-        layers = decoder_layers(model.model if isinstance(model, Reference) else model)
-        assert layers is not None, "check has looked"
         found: list[Tensor] = []
-        hook = layers[self.layer].register_forward_hook(lambda _, __, output: found.append(_tensor(output)))
+        hook = self._steered.register_forward_hook(lambda _, __, output: found.append(_tensor(output)))
         try:
             inputs = {"input_ids": rows["input_ids"], "attention_mask": rows["attention_mask"]}
             model(**inputs, use_cache=False, logits_to_keep=1)
