@@ -70,11 +70,11 @@ class RMU(UnlearnMethod):
         super().__init__(args, model, reference)
         config: Any = model.config
         chosen = self.settings["rmu_layer"]
-        self.layer = default_layer(config.num_hidden_layers) if chosen is None else int(chosen)
+        layer = default_layer(config.num_hidden_layers) if chosen is None else int(chosen)
         layers = decoder_layers(model)
         assert layers is not None, "check has looked"
         # Of whatever wraps the model, for several processes say, and of the reference it is the same module.
-        self._steered = layers[self.layer]
+        self._steered = layers[layer]
         self.target = self.setting("rmu_coeff") * random_direction(config.hidden_size, args.seed)
         self.compares_states = args.retain_loss_type is None
 
